@@ -1,0 +1,186 @@
+"""Outcomes: how messages ended, and who must still hear of it.
+
+An `Outcome` covers messages of one batch that ended together. It is addressed as the client counts (the batch's
+`first` and an index in it), never by queue number, so that it means the same before and after a queue was lost.
+An `Outbox` holds what one client has not acknowledged yet; `KeptResults` what any client may still read by key.
+Payloads are opaque: values are one pickle per run, errors one blob per failed message, made by the consumer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from enum import IntEnum
+from typing import NamedTuple
+
+from daskqueue_core.batch import Buffer, Run
+
+__all__ = ["Cursor", "End", "ErrorBlob", "KeptResults", "Outbox", "Outcome", "Outcomes", "Report"]
+
+ErrorBlob = tuple[int, bytes, str]
+"""Index in its outcome or report, pickled exception, short text for tools that never unpickle."""
+
+Cursor = tuple[str, int]
+"""A queue's uuid and epoch in one word, and the number of the last outcome a client has."""
+
+
+class End(IntEnum):
+    """How the messages of an outcome ended."""
+
+    RUN = 0  # they ran: a value each, or an error
+    CANCELLED = 1
+    CRASHED = 2  # early ack, and the owner was lost: not run again
+
+
+class Report(NamedTuple):
+    """What a consumer says of the messages `start` to `stop` of a lease: all have run."""
+
+    start: int
+    stop: int
+    values: Buffer = b""  # one pickle of stop - start values, None where there is an error
+    errors: tuple[ErrorBlob, ...] = ()
+
+
+class Outcome(NamedTuple):
+    """How messages `index` to `index + count` of the batch that begins with the client's number `first` ended."""
+
+    first: int
+    index: int
+    count: int
+    accepted: tuple[Run, ...] = ()  # relative to `index`; empty: all of them
+    values: Buffer = b""
+    errors: tuple[ErrorBlob, ...] = ()
+    end: int = End.RUN
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds on to."""
+        return 64 + len(self.values) + sum(len(blob) + len(text) for _, blob, text in self.errors)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The messages it speaks of, relative to `index`."""
+        return self.accepted or ((0, self.count),)
+
+
+class Outcomes(NamedTuple):
+    """The answer to a poll."""
+
+    cursor: Cursor  # hand it to the next poll: acknowledges these
+    outcomes: tuple[Outcome, ...]
+
+
+class Outbox:
+    """Outcomes for one client, in order, until its next poll acknowledges them.
+
+    Under another epoch than `epoch` a cursor acknowledges nothing: the outcomes are sent again from the start, and
+    the client drops what is not pending.
+    """
+
+    def __init__(self, epoch: str) -> None:
+        self._epoch = epoch
+        self._items: deque[tuple[Outcome, int | None]] = deque()  # with the kept number, to be marked collected
+        self._number = 0  # of the last outcome acknowledged
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, outcome: Outcome, kept: int | None = None) -> None:
+        """Append an outcome; `kept` names its place in `KeptResults`."""
+        self._items.append((outcome, kept))
+
+    def acknowledge(self, cursor: Cursor | None) -> list[int]:
+        """Drop what `cursor` covers. Returns the kept outcomes that were collected by this."""
+        collected: list[int] = []
+        if cursor is None or cursor[0] != self._epoch:
+            return collected
+        while self._number < cursor[1] and self._items:
+            self._number += 1
+            kept = self._items.popleft()[1]
+            if kept is not None:
+                collected.append(kept)
+        return collected
+
+    def read(self, limit_bytes: int) -> Outcomes:
+        """Outcomes of about `limit_bytes`, one at least if there is one."""
+        out: list[Outcome] = []
+        for outcome, _ in self._items:
+            out.append(outcome)
+            limit_bytes -= outcome.nbytes
+            if limit_bytes <= 0:
+                break
+        return Outcomes((self._epoch, self._number + len(out)), tuple(out))
+
+
+class _Kept(NamedTuple):
+    client: int
+    outcome: Outcome
+    runs: tuple[Run, ...]  # queue numbers that succeeded, to be forgotten in the ledger
+    nbytes: int
+
+
+class KeptResults:
+    """Outcomes of *keep* messages, until collected and `ttl` (nanoseconds) is over, or `max_bytes` are exceeded.
+
+    Beyond `max_bytes` the oldest collected go first. What was not collected is never dropped.
+    """
+
+    def __init__(self, *, ttl: int | None, max_bytes: int | None) -> None:
+        self.ttl = ttl
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._next = 0
+        self._kept: dict[int, _Kept] = {}
+        self._collected: OrderedDict[int, int] = OrderedDict()  # number -> time
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self, client: int, outcome: Outcome, runs: tuple[Run, ...]) -> int:
+        """Keep `outcome`; returns the number it is known by."""
+        number = self._next
+        self._next += 1
+        nbytes = outcome.nbytes
+        self._kept[number] = _Kept(client, outcome, runs, nbytes)
+        self.nbytes += nbytes
+        return number
+
+    def collected(self, numbers: list[int], now: int) -> None:
+        """Their client has them now: their time to live begins."""
+        for number in numbers:
+            if number in self._kept:
+                self._collected.setdefault(number, now)
+
+    def expire(self, now: int) -> list[Run]:
+        """Drop what is over its time or too much. Returns the queue numbers to forget."""
+        gone: list[Run] = []
+        while self._collected:
+            number, since = next(iter(self._collected.items()))
+            over = self.ttl is not None and since + self.ttl <= now
+            if not over and (self.max_bytes is None or self.nbytes <= self.max_bytes):
+                break
+            del self._collected[number]
+            kept = self._kept.pop(number)
+            self.nbytes -= kept.nbytes
+            gone.extend(kept.runs)
+        return gone
+
+    def next_at(self) -> int | None:
+        """When the next one is over its time."""
+        if self.ttl is None or not self._collected:
+            return None
+        return next(iter(self._collected.values())) + self.ttl
+
+    def read(self, after: int, limit_bytes: int) -> tuple[int, list[tuple[int, Outcome]]]:
+        """`(client, outcome)` pairs of about `limit_bytes` from number `after` on, and the number to go on with.
+
+        The number is -1 when there are no more.
+        """
+        out: list[tuple[int, Outcome]] = []
+        for number, kept in self._kept.items():
+            if number < after:
+                continue
+            if limit_bytes <= 0:
+                return number, out
+            out.append((kept.client, kept.outcome))
+            limit_bytes -= kept.nbytes
+        return -1, out

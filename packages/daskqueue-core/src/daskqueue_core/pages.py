@@ -1,0 +1,346 @@
+"""The states of all messages of a queue, a page of consecutive numbers at a time.
+
+A page whose messages are all in one state is one small object; otherwise it has a byte per message. A page whose
+messages are all GONE is dropped, so finished work costs nothing. One thing changes states: the compiled table of a
+`Move`, applied to runs. Nothing here knows leases, order or time.
+
+Invariants, checked by `validate`:
+- `next_seq` is the first number not given yet; no page reaches past it, and a page that is missing below it is GONE.
+- `counts[byte]` is the number of messages with that byte, but 0 for GONE: that number is derived, see `gone`.
+  `Page.live` is the number of messages of the page that are not GONE.
+- Only the tail page, which may still grow, has no live message.
+- A refused move changes nothing: `plan` checks all runs of an event before `write` moves the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from daskqueue_core.batch import Run
+from daskqueue_core.errors import IllegalMove
+from daskqueue_core.runs import disjoint
+from daskqueue_core.states import CANCELLING, REFUSED, ByteClass, MessageState, flags_of, state_of
+
+__all__ = ["Page", "Pages", "Step"]
+
+GONE: Final = int(MessageState.GONE)
+READY: Final = int(MessageState.READY)
+VALID: Final = (*map(int, MessageState), CANCELLING)
+
+
+class Page:
+    """Consecutive messages: `states` has a byte for each, or is None and all are in `state`."""
+
+    __slots__ = ("count", "live", "state", "states")
+
+    def __init__(self) -> None:
+        self.state = READY
+        self.states: bytearray | None = None
+        self.count = 0
+        self.live = 0
+
+
+Step = tuple[int, int, int, int | bytes, int | bytes]
+"""What a planned move does to one page: page, position, how many, and their bytes before and after (one, if equal)."""
+
+
+class Pages:
+    """The bytes of all messages. `size` is the length of a page, a power of two."""
+
+    __slots__ = ("_fill", "_mask", "_pages", "_shift", "counts", "next_seq", "size")
+
+    def __init__(self, size: int) -> None:
+        if size < 2 or size & (size - 1):
+            raise ValueError(f"page_size={size}: must be a power of two and at least 2")
+        self.size = size
+        self.next_seq = 0
+        self.counts = [0] * 256
+        self._mask = size - 1
+        self._shift = size.bit_length() - 1
+        self._pages: dict[int, Page] = {}
+        self._fill = {byte: bytes([byte]) * size for byte in VALID}  # slices of these are compared with and copied
+
+    # -- looking
+
+    def byte(self, seq: int) -> int:
+        """The byte of one message that was put."""
+        page = self._pages.get(seq >> self._shift)
+        if page is None:
+            return GONE
+        return page.state if page.states is None else page.states[seq & self._mask]
+
+    @property
+    def gone(self) -> int:
+        """How many messages are GONE."""
+        return self.next_seq - sum(self.counts)
+
+    def select(self, runs: Sequence[Run], wanted: ByteClass) -> list[Run]:
+        """Those of `runs` whose byte is one of `wanted` (not GONE), in order; neighbours joined."""
+        members, find = wanted.members, wanted.runs.finditer
+        size, shift, fill, pages = self.size, self._shift, self._fill, self._pages
+        found: list[Run] = []
+        for start, stop in runs:
+            while start < stop:
+                base = start & ~self._mask
+                edge = min(base + size, stop)
+                page = pages.get(start >> shift)
+                if page is not None:
+                    edge = min(edge, base + page.count)
+                    lo, hi = start - base, edge - base
+                    states = page.states
+                    if states is None:
+                        if page.state in members and lo < hi:
+                            _add(found, start, edge)
+                    elif lo < hi:
+                        first = states[lo]
+                        if first in members and states.startswith(fill[first][: hi - lo], lo):
+                            _add(found, start, edge)
+                        else:
+                            for match in find(states, lo, hi):
+                                _add(found, base + match.start(), base + match.end())
+                start = base + size
+        return found
+
+    def select_gone(self) -> list[Run]:
+        """All messages that are GONE."""
+        gone = ByteClass([GONE])
+        found: list[Run] = []
+        for index in range((self.next_seq + self._mask) >> self._shift):
+            start, stop = index << self._shift, min((index + 1) << self._shift, self.next_seq)
+            present = [(start, stop)] if index not in self._pages else self.select([(start, stop)], gone)
+            for run in present:
+                _add(found, *run)
+        return found
+
+    def next_ready(self, start: int, stop: int, most: int) -> Run | None:
+        """The first run of READY messages in `start` to `stop`, at most `most` long."""
+        shift, pages = self._shift, self._pages
+        while start < stop:
+            page = pages.get(start >> shift)
+            base = start & ~self._mask
+            if page is not None:
+                states = page.states
+                if states is None:
+                    if page.state == READY:
+                        break
+                else:
+                    at = states.find(READY, start - base, stop - base)
+                    if at >= 0:
+                        start = base + at
+                        break
+            start = base + self.size
+        else:
+            return None
+        stop = min(stop, start + most)
+        end = start
+        while end < stop:
+            until = self.ready_until(end, stop)
+            if until == end:
+                break
+            end = until
+        return start, end
+
+    def ready_until(self, start: int, stop: int) -> int:
+        """Where the READY messages that begin at `start` end, `stop` or the end of its page at the latest."""
+        page = self._pages.get(start >> self._shift)
+        if page is None:
+            return start
+        lo = start & self._mask
+        base = start - lo
+        hi = stop - base
+        if hi > page.count:
+            hi = page.count
+        states = page.states
+        if states is None:
+            return base + hi if page.state == READY else start
+        if states[lo] != READY:
+            return start
+        if hi - lo == 1 or states.startswith(self._fill[READY][: hi - lo], lo):
+            return base + hi
+        return base + _READY_RUN(states, lo, hi).end()  # type: ignore[union-attr]
+
+    def __iter__(self) -> Iterator[tuple[int, Page]]:
+        return iter(self._pages.items())
+
+    # -- moving
+
+    def append(self, count: int) -> None:
+        """`count` new messages, READY."""
+        seq = self.next_seq
+        self.next_seq = seq + count
+        self.counts[READY] += count
+        page = self._pages.get(seq >> self._shift)
+        if page is not None and page.states is not None and page.count + count < self.size:  # the common case
+            page.states += self._fill[READY][:count]
+            page.count += count
+            page.live += count
+            return
+        while count:
+            index = seq >> self._shift
+            page = self._pages.get(index)
+            if page is None:
+                page = self._pages[index] = Page()
+            n = min(count, self.size - page.count)
+            if page.states is not None:
+                page.states += self._fill[READY][:n]
+            elif page.state != READY:
+                page.states = bytearray(self._fill[page.state][: page.count] + self._fill[READY][:n])
+            page.count += n
+            page.live += n
+            if page.states is not None and page.count == self.size:
+                self._collapse(page, page.states)
+            seq += n
+            count -= n
+
+    def move_uniform(self, start: int, stop: int, table: bytes) -> int:
+        """Move a run that lies in one page and one state, the common case, in one go.
+
+        Returns the byte it was; -1 if this is not the common case, or refused: nothing was done, `plan` knows why.
+        """
+        index = start >> self._shift
+        page = self._pages.get(index)
+        lo = start & self._mask
+        n = stop - start
+        if page is None or n <= 0 or lo + n > page.count:
+            return -1
+        states = page.states
+        if states is None:
+            before = page.state
+            after = table[before]
+            if after == REFUSED:
+                return -1
+            if n == page.count:
+                page.state = after
+            elif after != before:
+                page.states = states = bytearray(self._fill[before][: page.count])
+                states[lo : lo + n] = self._fill[after][:n]
+        else:
+            before = states[lo]
+            after = table[before]
+            if after == REFUSED:
+                return -1
+            if n == 1:
+                states[lo] = after
+            elif states.startswith(self._fill[before][:n], lo):
+                states[lo : lo + n] = self._fill[after][:n]
+            else:
+                return -1
+            if states[0] == states[-1] and page.count == self.size:
+                self._collapse(page, states)
+        counts = self.counts
+        counts[before] -= n
+        if after == GONE:
+            page.live -= n
+            if page.live == 0 and page.count == self.size:
+                del self._pages[index]
+        else:
+            counts[after] += n
+        return before
+
+    def plan(self, runs: Sequence[Run], table: bytes, event: object) -> list[Step]:
+        """The steps that move all of `runs`. Raises `IllegalMove` if one message, or the event, cannot be moved."""
+        if not runs or (not disjoint(runs)):
+            raise IllegalMove(event, None, None, "it names no message, or one of them twice")
+        steps: list[Step] = []
+        size, shift, mask, pages, fill = self.size, self._shift, self._mask, self._pages, self._fill
+        for start, stop in runs:
+            if start < 0 or stop > self.next_seq:
+                raise IllegalMove(event, None, min(start, 0) or max(start, self.next_seq), "no such message was put")
+            while start < stop:
+                lo = start & mask
+                n = min(size - lo, stop - start)
+                page = pages.get(start >> shift)
+                states = None if page is None else page.states
+                first = self.byte(start)
+                if states is None or n == 1 or states.startswith(fill[first][:n], lo):
+                    after = table[first]
+                    if after == REFUSED:
+                        raise IllegalMove(event, state_of(first), start)
+                    steps.append((start >> shift, lo, n, first, after))
+                else:
+                    mixed = bytes(states[lo : lo + n])
+                    moved = mixed.translate(table)
+                    bad = moved.find(REFUSED)
+                    if bad >= 0:
+                        raise IllegalMove(event, state_of(mixed[bad]), start + bad)
+                    steps.append((start >> shift, lo, n, mixed, moved))
+                start += n
+        return steps
+
+    def write(self, steps: Sequence[Step]) -> None:
+        """Make the moves of a plan. Nothing else may have moved since it was made.
+
+        No move applies to its own result, so a page neither collapses nor goes while a step of the plan waits for it.
+        """
+        counts, size, fill = self.counts, self.size, self._fill
+        for index, lo, n, before, after in steps:
+            page = self._pages[index]
+            states = page.states
+            if isinstance(before, int):
+                assert isinstance(after, int)
+                counts[before] -= n
+                counts[after] += n
+                ended = n if after == GONE else 0
+                if states is None and n == page.count:
+                    page.state = after
+                else:
+                    if states is None:
+                        states = page.states = bytearray(fill[before][: page.count])
+                    if n == 1:
+                        states[lo] = after
+                    else:
+                        states[lo : lo + n] = fill[after][:n]
+            else:
+                assert isinstance(after, bytes)
+                assert states is not None
+                states[lo : lo + n] = after
+                for byte in set(before):
+                    counts[byte] -= before.count(byte)
+                for byte in set(after):
+                    counts[byte] += after.count(byte)
+                ended = after.count(GONE)
+            if states is not None and states[0] == states[-1] and page.count == size:
+                self._collapse(page, states)
+            if ended:
+                counts[GONE] = 0
+                page.live -= ended
+                if page.live == 0 and page.count == size:
+                    del self._pages[index]
+
+    def _collapse(self, page: Page, states: bytearray) -> None:
+        """One state again, if all bytes agree."""
+        if states == self._fill[states[0]]:
+            page.state, page.states = states[0], None
+
+    # -- checking
+
+    def validate(self) -> None:
+        """Recount everything; AssertionError if it is not as the counts say."""
+        counts = [0] * 256
+        tail = self.next_seq >> self._shift
+        for index, page in self._pages.items():
+            base = index << self._shift
+            assert page.count == min(self.size, self.next_seq - base) > 0, f"page {index} has {page.count} messages"
+            states = page.states if page.states is not None else self._fill[page.state][: page.count]
+            assert len(states) == page.count, f"page {index}: {len(states)} bytes for {page.count} messages"
+            for byte in set(states):
+                assert byte in VALID, f"page {index}: {byte:#x} ({state_of(byte)}, {flags_of(byte)}) is no valid byte"
+                counts[byte] += states.count(byte)
+            assert page.live == page.count - states.count(GONE), f"page {index}: live={page.live}"
+            assert page.live > 0 or (index == tail and page.count < self.size), f"page {index} is GONE and still there"
+            assert page.states is None or page.count < self.size or len(set(states)) > 1, f"page {index} is uniform"
+        counts[GONE] = 0
+        assert counts == self.counts, "the counts do not agree with the pages"
+        assert self.next_seq & self._mask == 0 or tail in self._pages, "the tail page is missing"
+
+
+def _add(found: list[Run], start: int, stop: int) -> None:
+    """Append a run, joined to the one before if they touch."""
+    if found and found[-1][1] == start:
+        found[-1] = (found[-1][0], stop)
+    else:
+        found.append((start, stop))
+
+
+_READY_RUN: Final = ByteClass([READY]).runs.match

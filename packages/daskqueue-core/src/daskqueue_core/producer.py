@@ -1,0 +1,253 @@
+"""A client's side of one queue: numbers, window, what to put again, what it has heard. Pure: no I/O, no clock.
+
+A `ProducerStream` takes batches in order and hands out puts; the caller sends them, as often as it takes, and says
+what came back. Every batch stays here until its outcomes are in, so that the unfinished ones can be put again when
+the queue is lost with its host. An outcome is given out once: what is not pending is dropped, whichever life of the
+queue it comes from.
+
+Invariants: at most `window` puts are unanswered; puts are numbered 0, 1, ... under one producer id, and a new life of
+the queue gets a new id; a pending batch is unfinished in at least one message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from daskqueue_core.batch import Batch, Keep, Run
+from daskqueue_core.outcomes import Cursor, Outcome, Outcomes
+
+__all__ = ["MAX_RESENT", "Delivery", "LostBatch", "ProducerStream", "PutRequest"]
+
+WINDOW: Final = 16
+PUT_BATCHES: Final = 64
+PUT_BYTES: Final = 2 << 20
+MAX_RESENT: Final = 10
+_PENDING_RUN: Final = re.compile(b"\x00+")
+
+
+class PutRequest(NamedTuple):
+    """One put: idempotent, admitted in number order."""
+
+    producer: int
+    number: int
+    batches: tuple[Batch, ...]
+
+
+class Delivery(NamedTuple):
+    """News for whoever submitted: these messages of an outcome ended, seen for the first time."""
+
+    sink: Any
+    shift: int  # the sink's index of the outcome's first message
+    runs: tuple[Run, ...]  # relative to the outcome's index
+    outcome: Outcome
+
+
+class LostBatch(NamedTuple):
+    """Messages that were lost with their queue and are not put again."""
+
+    sink: Any
+    shift: int  # the sink's index of the batch's first message
+    runs: tuple[Run, ...]  # relative to the batch
+    resent: int  # how often they had been put again
+
+
+class _Pending:
+    """A batch without all its outcomes."""
+
+    __slots__ = ("batch", "done", "left", "shift", "sink")
+
+    def __init__(self, batch: Batch, sink: Any, shift: int) -> None:
+        self.batch = batch
+        self.sink = sink
+        self.shift = shift
+        self.left = batch.count
+        self.done: bytearray | None = None  # a byte a message, once they do not all end together
+
+    def finish(self, lo: int, hi: int) -> list[Run]:
+        """Messages `lo` to `hi` ended; returns those for which it is news."""
+        if self.done is None:
+            if (lo, hi) == (0, self.batch.count):
+                self.left = 0
+                return [(lo, hi)]
+            self.done = bytearray(self.batch.count)
+        fresh = [match.span() for match in _PENDING_RUN.finditer(self.done, lo, hi)]
+        for start, stop in fresh:
+            self.done[start:stop] = b"\x01" * (stop - start)
+            self.left -= stop - start
+        return fresh
+
+    def unfinished(self) -> list[Run]:
+        if self.done is None:
+            return [(0, self.batch.count)]
+        return [match.span() for match in _PENDING_RUN.finditer(self.done)]
+
+
+class ProducerStream:
+    """What one client has in one queue.
+
+    `new_id` returns 64 random bits for each life of the queue. `window` is the number of puts that may be unanswered.
+    """
+
+    def __init__(self, uuid: str, new_id: Callable[[], int], *, window: int = WINDOW) -> None:
+        self.uuid = uuid
+        self.cursor: Cursor | None = None
+        self._new_id = new_id
+        self._window = window
+        self._producer = new_id()
+        self._number = 0
+        self._offered: deque[Batch] = deque()
+        self._offered_bytes = 0
+        self._unanswered: dict[int, PutRequest] = {}
+        self._pending: dict[int, _Pending] = {}  # by the batch's first number, in order of submission
+        self.items_accepted = 0  # items nobody reports back: lost with their queue
+
+    # -- what goes out
+
+    @property
+    def unaccepted_bytes(self) -> int:
+        """Bytes offered and not accepted yet."""
+        return self._offered_bytes + sum(batch.nbytes for put in self._unanswered.values() for batch in put.batches)
+
+    @property
+    def in_flight(self) -> int:
+        """Puts without an answer."""
+        return len(self._unanswered)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything offered was accepted."""
+        return not self._offered and not self._unanswered
+
+    @property
+    def pending(self) -> int:
+        """Batches without all their outcomes."""
+        return len(self._pending)
+
+    def offer(self, batch: Batch, sink: Any = None, shift: int = 0) -> None:
+        """Take a batch to be put, after those offered before. `sink` comes back with its outcomes.
+
+        `shift` is the sink's index of the batch's first message.
+        """
+        self._offered.append(batch)
+        self._offered_bytes += batch.nbytes
+        if batch.keep != Keep.NONE:
+            self._pending[batch.first] = _Pending(batch, sink, shift)
+
+    def next_put(self) -> PutRequest | None:
+        """The next put to send, if the window has room. Repeat it, as it is, until it is answered."""
+        if not self._offered or len(self._unanswered) >= self._window:
+            return None
+        batches: list[Batch] = []
+        nbytes = 0
+        while self._offered and len(batches) < PUT_BATCHES and nbytes < PUT_BYTES:
+            batch = self._offered.popleft()
+            self._offered_bytes -= batch.nbytes
+            nbytes += batch.nbytes
+            batches.append(batch)
+        put = PutRequest(self._producer, self._number, tuple(batches))
+        self._unanswered[self._number] = put
+        self._number += 1
+        return put
+
+    def accepted(self, put: PutRequest) -> bool:
+        """`put` was admitted. False: it belongs to a life of the queue that is over."""
+        if put.producer != self._producer or self._unanswered.pop(put.number, None) is None:
+            return False
+        self.items_accepted += sum(batch.count for batch in put.batches if batch.keep == Keep.NONE)
+        return True
+
+    def unknown(self, put: PutRequest) -> bool:
+        """The queue does not know this producer any more (evicted): everything unanswered gets a new id.
+
+        Only what was never seen accepted is put again, in order. False: the put belongs to an older id.
+        """
+        if put.producer != self._producer or put.number not in self._unanswered:
+            return False
+        again = [batch for number in sorted(self._unanswered) for batch in self._unanswered[number].batches]
+        self._fresh_id()
+        self._offer_first(again)
+        return True
+
+    # -- what comes back
+
+    def receive(self, answer: Outcomes) -> list[Delivery]:
+        """Outcomes arrived. Returns what is news, and moves the cursor, which acknowledges them with the next poll."""
+        self.cursor = answer.cursor
+        news: list[Delivery] = []
+        for outcome in answer.outcomes:
+            pending = self._pending.get(outcome.first)
+            if pending is None:
+                continue
+            index = outcome.index
+            if not outcome.accepted:
+                fresh = pending.finish(index, index + outcome.count)
+            else:
+                fresh = [run for lo, hi in outcome.accepted for run in pending.finish(index + lo, index + hi)]
+            if pending.left == 0:
+                del self._pending[outcome.first]
+            if fresh:
+                runs = tuple((lo - index, hi - index) for lo, hi in fresh)
+                news.append(Delivery(pending.sink, pending.shift + index, runs, outcome))
+        return news
+
+    # -- losses
+
+    def queue_lost(self, uuid: str, *, resubmit: bool) -> list[LostBatch]:
+        """The queue is gone; `uuid` is its new life. Offers again what is unfinished, in order.
+
+        With `resubmit` false, only what cannot have been admitted is put again. Returns what is lost for good.
+        Items in unanswered puts are put again, accepted ones are gone: `items_accepted` says how many there were.
+        """
+        self.uuid = uuid
+        never_sent = {batch.first for batch in self._offered if batch.keep != Keep.NONE}
+        items = [
+            batch
+            for number in sorted(self._unanswered)
+            for batch in self._unanswered[number].batches
+            if batch.keep == Keep.NONE
+        ]
+        later = list(self._offered)
+        self._offered.clear()
+        self._offered_bytes = 0
+        self._fresh_id()
+        self.cursor = None
+        lost: list[LostBatch] = []
+        again: list[Batch] = items
+        for first, pending in list(self._pending.items()):
+            if first in never_sent:
+                continue
+            del self._pending[first]
+            batch, runs = pending.batch, pending.unfinished()
+            if not resubmit or batch.resent >= MAX_RESENT:
+                lost.append(LostBatch(pending.sink, pending.shift, tuple(runs), batch.resent))
+                continue
+            for lo, hi in runs:
+                part = batch.cut(lo, hi)._replace(resent=batch.resent + 1)
+                self._pending[part.first] = _Pending(part, pending.sink, pending.shift + lo)
+                again.append(part)
+        self._offer_first([*again, *later])
+        return lost
+
+    def abandon(self) -> list[LostBatch]:
+        """The pool is over: nothing more will be put or heard. Returns everything unfinished."""
+        lost = [
+            LostBatch(pending.sink, pending.shift, tuple(pending.unfinished()), pending.batch.resent)
+            for pending in self._pending.values()
+        ]
+        self._pending.clear()
+        self._offered.clear()
+        self._unanswered.clear()
+        self._offered_bytes = 0
+        return lost
+
+    def _fresh_id(self) -> None:
+        self._producer = self._new_id()
+        self._number = 0
+        self._unanswered.clear()
+
+    def _offer_first(self, batches: Sequence[Batch]) -> None:
+        self._offered.extendleft(reversed(batches))
+        self._offered_bytes += sum(batch.nbytes for batch in batches)

@@ -1,0 +1,3 @@
+"""What runs in the user's process."""
+
+__all__: list[str] = []

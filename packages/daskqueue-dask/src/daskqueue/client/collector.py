@@ -1,0 +1,102 @@
+"""The stream in: one long poll for each queue, whose cursor acknowledges what came before.
+
+Outcomes go to their sinks; those of *keep* tasks are also kept here, as bytes, so that they can be read again when
+their queue was lost. Everything here runs on the client's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from daskqueue.client.session import Session
+from daskqueue.client.submitter import Losses
+from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
+from daskqueue_core.errors import DaskQueueError
+from daskqueue_core.outcomes import Outcome
+from daskqueue_core.producer import ProducerStream
+
+__all__ = ["Collector"]
+
+POLL_S: Final = 20.0
+
+
+class Collector:
+    """Collects the outcomes of one pool object."""
+
+    def __init__(
+        self,
+        session: Session,
+        route: Route,
+        streams: Sequence[ProducerStream],
+        losses: Losses,
+        remember: Callable[[Outcome], None],
+    ) -> None:
+        self._session = session
+        self._link: Link = session.link
+        self._route = route
+        self._streams = streams
+        self._losses = losses
+        self._remember = remember
+        self._quiet: list[asyncio.Future[None]] = []
+        self._polls: list[asyncio.Task[None]] = []
+        self._over = False
+
+    def start(self) -> None:
+        """Begin to poll every queue."""
+        self._polls = [asyncio.ensure_future(self._poll(index)) for index in range(len(self._streams))]
+
+    def close(self) -> None:
+        """Stop."""
+        self._over = True
+        for poll in self._polls:
+            poll.cancel()
+        self._release_quiet()
+
+    async def wait_quiet(self) -> None:
+        """Wait until every outcome of what was submitted is in."""
+        while not self._over and any(stream.pending for stream in self._streams):
+            quiet = asyncio.get_running_loop().create_future()
+            self._quiet.append(quiet)
+            await quiet
+
+    async def _poll(self, index: int) -> None:
+        stream = self._streams[index]
+        while not self._over:
+            uuid = stream.uuid
+            try:
+                answer = await self._link.call(
+                    self._route,
+                    index,
+                    "poll",
+                    uuid=uuid,
+                    client=self._session.id,
+                    cursor=stream.cursor,
+                    wait=POLL_S,
+                )
+            except QueueReplaced:
+                self._losses.replaced(index)
+                continue
+            except (PoolGone, SchedulerGone, DaskQueueError) as error:
+                self._losses.over(error)
+                return
+            if stream.uuid != uuid:  # replaced meanwhile: what it says is about another life
+                continue
+            for delivery in stream.receive(answer):
+                if delivery.sink.keeps:
+                    self._remember(delivery.outcome)
+                delivery.sink.deliver(delivery)
+            if self._quiet and not any(stream.pending for stream in self._streams):
+                self._release_quiet()
+
+    def _release_quiet(self) -> None:
+        for quiet in self._quiet:
+            if not quiet.done():
+                quiet.set_result(None)
+        self._quiet.clear()
+
+    def check_quiet(self) -> None:
+        """Something was lost for good: perhaps nothing is awaited any more."""
+        if not any(stream.pending for stream in self._streams):
+            self._release_quiet()

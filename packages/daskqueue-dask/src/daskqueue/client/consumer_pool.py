@@ -1,0 +1,196 @@
+"""`ConsumerPool`: who does the work of a queue pool."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Executor
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+from distributed import Client
+
+from daskqueue.client.options import check_count
+from daskqueue.client.queue_pool import QueuePool
+from daskqueue.consumers import ConsumerBaseClass, GeneralConsumer
+from daskqueue.progress import Progress
+from daskqueue.wire.operations import OK
+from daskqueue_core.errors import DaskQueueError, PoolClosed
+
+__all__ = ["ConsumerPool"]
+
+
+class ConsumerPool:
+    """Consumers on the workers, serving every queue of a pool.
+
+    Parameters
+    ----------
+    client, queue_pool: whose work. The consumers live with the pool, not with this object.
+    ConsumerClass: `GeneralConsumer` runs submitted functions; a subclass of `ConsumerBaseClass` takes items.
+    n_consumers: in all, round robin over the workers; None: one on each worker, those that join later too.
+    concurrency: calls at once for each consumer (`max_concurrency` is accepted); default: the worker's threads shared
+        among its consumers. More than the worker has threads is for I/O-bound work, and gets threads of its own.
+    executor: a name in `worker.executors`, or a function without arguments that makes an executor on the worker.
+    batch_size: at most so many messages in a lease for each call at once; default: about 25 ms of measured work.
+    early_ack: never run a message again: if its worker dies, it has failed.
+    """
+
+    def __init__(
+        self,
+        client: Client | None,
+        queue_pool: QueuePool,
+        ConsumerClass: type[ConsumerBaseClass] = GeneralConsumer,
+        n_consumers: int | None = None,
+        *,
+        concurrency: int | None = None,
+        executor: str | Callable[[], Executor] = "default",
+        batch_size: int | None = None,
+        retries: int = 0,
+        early_ack: bool = False,
+        max_concurrency: int | None = None,
+    ) -> None:
+        if not isinstance(queue_pool, QueuePool):
+            raise TypeError(f"queue_pool must be a QueuePool, not {queue_pool!r}")
+        if client is not None and not isinstance(client, Client):
+            raise TypeError(f"client must be a dask.distributed.Client, not {client!r}")
+        if not (isinstance(ConsumerClass, type) and issubclass(ConsumerClass, ConsumerBaseClass)):
+            raise TypeError(f"ConsumerClass must be a subclass of ConsumerBaseClass, not {ConsumerClass!r}")
+        if concurrency is not None and max_concurrency is not None:
+            raise TypeError("concurrency and max_concurrency are the same option: give one of them")
+        if retries:
+            raise NotImplementedError("retries are not there yet: use retries=0")
+        concurrency = max_concurrency if concurrency is None else concurrency
+        for name, value in (("n_consumers", n_consumers), ("concurrency", concurrency), ("batch_size", batch_size)):
+            if value is not None:
+                check_count(name, value)
+        if not isinstance(executor, str) and not callable(executor):
+            raise TypeError(f"executor must be a name or a function that makes one, not {executor!r}")
+        self.queue_pool = queue_pool
+        self.n_consumers = n_consumers
+        self.id = uuid.uuid4().hex
+        self._kinds = tuple(int(kind) for kind in ConsumerClass.kinds)
+        self._spec = {
+            "consumer_class": cloudpickle.dumps(ConsumerClass),
+            "concurrency": concurrency,
+            "executor": executor if isinstance(executor, str) else cloudpickle.dumps(executor),
+            "batch_size": batch_size,
+            "early_ack": bool(early_ack),
+        }
+        self._name = ConsumerClass.__name__
+        self._session = queue_pool._session
+        self._started = False
+        self._ended = False
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else "running" if self._started else "not started"
+        return f"<ConsumerPool of {self._name} for {self.queue_pool.name}, {state}>"
+
+    def __len__(self) -> int:
+        """How many consumers: as asked, or one for each worker of the cluster now."""
+        if self.n_consumers is not None:
+            return self.n_consumers
+        return len(self._session.client.scheduler_info(n_workers=-1)["workers"])
+
+    def start(self) -> None:
+        """Begin to consume, on the workers that are here and, as asked, on those that join."""
+        self._check()
+        if self._started:
+            return
+        answer = self._session.run(
+            self._session.ask(
+                "consume",
+                pool=self.queue_pool.name,
+                consumers=self.id,
+                spec=self._spec,
+                count=self.n_consumers,
+                kinds=self._kinds,
+                early_ack=self._spec["early_ack"],
+            )
+        )
+        if answer[0] != OK:
+            raise DaskQueueError(f"the consumers of {self.queue_pool.name} did not start: {answer[2]}")
+        self._started = True
+
+    def join(
+        self, timestep: Any = None, print_timestep: Any = None, *, timeout: float | None = None, progress: bool = False
+    ) -> None:
+        """Wait until all work of the queue pool is done. The consumers stay usable.
+
+        Raises `RuntimeError` before `start`, `TimeoutError` after `timeout` seconds. `progress` shows a bar.
+        """
+        if timestep is not None or print_timestep is not None:
+            warnings.warn(
+                "timestep and print_timestep do nothing any more: join waits without polling; use progress=True",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        if not self._started:
+            raise RuntimeError("join() before start(): nothing would ever be done; call start() first")
+        if not progress:
+            self.queue_pool.join(timeout=timeout)
+            return
+        session = self._session
+        deadline = None if timeout is None else session.loop.time() + timeout
+        session.run(self._join_with_progress(deadline))
+
+    async def _join_with_progress(self, deadline: float | None) -> None:
+        pool = self.queue_pool
+        joining = asyncio.ensure_future(pool._connection.join(deadline))
+        with Progress(pool.name) as bar:
+            while not joining.done():
+                await asyncio.wait([joining], timeout=0.2)
+                if not joining.done() or joining.exception() is None:
+                    stats = await pool._stats()
+                    bar.update(sum(queue.finished for queue in stats), sum(queue.puts for queue in stats))
+        await joining
+
+    def results(self, *, raise_on_error: bool = False) -> dict[str, Any]:
+        """As `QueuePool.results`."""
+        return self.queue_pool.results(raise_on_error=raise_on_error)
+
+    def failures(self) -> dict[str, BaseException]:
+        """As `QueuePool.failures`."""
+        return self.queue_pool.failures()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Lease nothing more, finish what runs, give the rest back. False: it still ran after `timeout` seconds."""
+        return self._stop(drain=True, timeout=timeout)
+
+    def cancel(self) -> None:
+        """End the consumers. What runs is finished and reported; nobody waits for it, the rest goes back."""
+        self._stop(drain=False, timeout=None)
+
+    def _stop(self, *, drain: bool, timeout: float | None) -> bool:
+        if not self._started or self._ended:
+            return True
+        self._ended = True
+        asked = self._session.ask("stop", pool=self.queue_pool.name, consumers=self.id, drain=drain)
+        return self._session.run(_within(asked, timeout))
+
+    def _check(self) -> None:
+        if self._ended:
+            raise PoolClosed(f"{self!r} was cancelled or drained: make a new ConsumerPool")
+        self.queue_pool._connection.check()
+
+    def __enter__(self) -> ConsumerPool:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for the work and end the consumers; after an exception, only end them."""
+        if kind is None:
+            self.join()
+        self.cancel()
+
+
+async def _within(work: Any, timeout: float | None) -> bool:
+    try:
+        await asyncio.wait_for(work, timeout)
+    except asyncio.TimeoutError:
+        return False
+    return True

@@ -1,0 +1,22 @@
+"""Registers the plugins on the cluster. The one module that imports both."""
+
+from __future__ import annotations
+
+from distributed import Client
+
+from daskqueue.scheduler.plugin import DaskQueueScheduler
+from daskqueue.worker.plugin import DaskQueueWorker
+from daskqueue_core.errors import NotInstalled
+
+__all__ = ["install"]
+
+_ADVICE = "install daskqueue-dask (pip install daskqueue-dask) in the environment of the scheduler and of every worker"
+
+
+def install(client: Client) -> None:
+    """Install daskqueue on the scheduler and on every worker, present and future; once for a cluster."""
+    for plugin, where in ((DaskQueueScheduler(), "the scheduler"), (DaskQueueWorker(), "a worker")):
+        try:
+            client.register_plugin(plugin)
+        except ImportError as error:
+            raise NotInstalled(f"{where} cannot load daskqueue ({error}): {_ADVICE}") from error

@@ -1,0 +1,195 @@
+"""One pool, seen from one client: its streams out and in, and what happens when a queue is lost or the pool ends."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Any, Final
+
+from daskqueue.client.collector import Collector
+from daskqueue.client.session import Session
+from daskqueue.client.submitter import Losses, Submitter
+from daskqueue.utils import logger
+from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
+from daskqueue.wire.operations import OK, JoinState
+from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
+from daskqueue_core.outcomes import KeptResults, Outcome
+from daskqueue_core.producer import LostBatch, ProducerStream
+
+__all__ = ["PoolConnection"]
+
+JOIN_WAIT_S: Final = 20.0
+
+
+class PoolConnection(Losses):
+    """What a `QueuePool` object works with. Built and used on the client's event loop, but for `submitter.submit`."""
+
+    def __init__(self, session: Session, name: str, route: Route, options: dict[str, Any]) -> None:
+        self.session = session
+        self.name = name
+        self.route = route
+        self.options = options
+        self.error: BaseException | None = None
+        self._items_lost = 0
+        ttl = options["result_ttl"]
+        self._kept = KeptResults(
+            ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"]
+        )
+        self.streams = [ProducerStream(place.uuid, lambda: secrets.randbits(64)) for place in route.places]
+        self.submitter = Submitter(session, route, self.streams, self)
+        self.collector = Collector(session, route, self.streams, self, self._remember)
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self.collector.start()
+        self.session.watch(self.over)
+
+    async def call(self, index: int, op: str, **arguments: Any) -> Any:
+        """Call an operation of one queue, whichever life it has; `QueueUnavailable` after `rehost_timeout`."""
+        self.check()
+        patience = self.options["rehost_timeout"]
+        try:
+            return await self.session.link.call(self.route, index, op, patience=patience, **arguments)
+        except (PoolGone, SchedulerGone) as error:
+            self.over(error)
+            self.check()
+            raise
+
+    def check(self) -> None:
+        """Raise what ended the pool, if it ended."""
+        if self.error is not None:
+            raise self.error
+
+    # -- losses
+
+    def replaced(self, index: int) -> None:
+        """Queue `index` was lost with its host and has another life: put again what is unfinished."""
+        stream, place = self.streams[index], self.route.places[index]
+        if stream.uuid == place.uuid or self.error is not None:
+            return
+        asyncio.ensure_future(self._resubmit(index, place.uuid))
+
+    async def _resubmit(self, index: int, uuid: str) -> None:
+        stream = self.streams[index]
+        resubmit = self.options["on_queue_lost"] == "resubmit" and not await self._early_ack()
+        if stream.uuid == uuid or self.route.places[index].uuid != uuid:
+            return
+        self._items_lost += stream.items_accepted
+        stream.items_accepted = 0
+        lost = stream.queue_lost(uuid, resubmit=resubmit)
+        logger.warning("queue %d of pool %s was lost with its host; another worker has it now", index, self.name)
+        for batch in lost:
+            self._lose(batch, resubmit)
+        self.submitter.recount()
+        self.submitter.kick(index)
+        self.collector.check_quiet()
+        try:
+            await self.submitter.flush()
+            await self.session.link.call(
+                self.route, index, "resubmitted", uuid=uuid, client=self.session.client_id
+            )
+        except (QueueReplaced, PoolGone, SchedulerGone, DaskQueueError):
+            pass  # whoever meets this on the streams deals with it
+
+    async def _early_ack(self) -> bool:
+        """Whether a consumer of the pool acknowledges early: what may have run must not run again."""
+        try:
+            answer = await self.session.ask("served", pool=self.name)
+        except OSError:
+            return True
+        return bool(answer[0] != OK or answer[1][1])
+
+    def _lose(self, batch: LostBatch, resubmit: bool) -> None:
+        if resubmit:
+            why = f"it was put again {batch.resent} times and its queue was lost each time"
+        else:
+            why = "the queue was lost with its host, and it must not be put again"
+        for lo, hi in batch.runs:
+            shift = batch.shift
+            batch.sink.lose(shift + lo, shift + hi, QueueLost(f"pool {self.name}: {why}"))
+
+    def over(self, error: BaseException) -> None:
+        """Nothing more will come: every future ends."""
+        if self.error is not None:
+            return
+        if isinstance(error, PoolClosed):
+            why = str(error)
+        elif isinstance(error, PoolGone):
+            why = "it was shut down"
+        elif isinstance(error, SchedulerGone):
+            why = "the Dask scheduler is gone, or the client was closed"
+        else:
+            why = str(error)
+        self._end(PoolClosed(f"pool {self.name} is over: {why}"), QueueLost(f"pool {self.name} is over: {why}"))
+
+    def close(self, outcome: BaseException) -> None:
+        """The pool was shut down here; what is unfinished ends with `outcome`."""
+        if self.error is None:
+            self._end(PoolClosed(f"pool {self.name} was shut down: make a new one"), outcome)
+
+    def _end(self, error: BaseException, outcome: BaseException) -> None:
+        self.error = error
+        self.session.unwatch(self.over)
+        self.collector.close()
+        self.submitter.close(error, outcome)
+        for stream in self.streams:
+            for batch in stream.abandon():
+                for lo, hi in batch.runs:
+                    batch.sink.lose(batch.shift + lo, batch.shift + hi, outcome)
+
+    # -- waiting and reading
+
+    async def join(self, deadline: float | None) -> None:
+        """Wait until every queue of the pool is done, in two rounds that agree, and this client has every outcome."""
+        work = self._join()
+        if deadline is None:
+            await work
+            return
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        try:
+            await asyncio.wait_for(work, left)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"pool {self.name}: not everything was done in time; stats() says what is left") from None
+
+    async def _join(self) -> None:
+        before: list[JoinState] | None = None
+        while True:
+            await self.submitter.flush()
+            self.check()
+            wait = JOIN_WAIT_S if before is None else 0.0
+            states = await asyncio.gather(
+                *(self.call(index, "join", wait=wait) for index in range(len(self.route)))
+            )
+            done = all(state.idle for state in states)
+            if done and before == states:
+                break
+            before = list(states) if done else None
+        await self.collector.wait_quiet()
+        self.check()
+        lost, self._items_lost = self._items_lost, 0
+        for stream in self.streams:
+            stream.items_accepted = 0
+        if lost:
+            raise QueueLost(
+                f"pool {self.name}: a queue was lost with its host; up to {lost} items that this client had put since "
+                "the last join were not done and cannot be put again"
+            )
+
+    def _remember(self, outcome: Outcome) -> None:
+        now = time.monotonic_ns()
+        number = self._kept.add(self.session.id, outcome, ())
+        self._kept.collected([number], now)
+        self._kept.expire(now)
+
+    async def kept(self) -> list[tuple[int, Outcome]]:
+        """`(client, outcome)` of every *keep* task that ended, from the queues and from what was collected here."""
+        out: list[tuple[int, Outcome]] = []
+        for index in range(len(self.route)):
+            after = 0
+            while after >= 0:
+                after, some = await self.call(index, "read_kept", after=after)
+                out += some
+        self._kept.expire(time.monotonic_ns())
+        _, ours = self._kept.read(0, 1 << 62)
+        return out + ours

@@ -1,0 +1,154 @@
+"""What all pools of one Dask client in this process share: its random number, task numbers, connections, callbacks."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from distributed import Client
+
+from daskqueue.client.callbacks import CallbackThread
+from daskqueue.wire.link import Link, SchedulerGone, new_connection_pool
+from daskqueue.wire.operations import HANDLER, OK
+from daskqueue_core.directory import Place
+from daskqueue_core.errors import PoolClosed
+
+__all__ = ["Session"]
+
+T = TypeVar("T")
+
+WATCH_S: Final = 0.25
+LOOK_S: Final = 1.0
+
+_sessions: weakref.WeakKeyDictionary[Client, Session] = weakref.WeakKeyDictionary()
+_sessions_lock = threading.Lock()
+
+
+class Session:
+    """One for each Dask client; `Session.of(client)` finds it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = weakref.ref(client)
+        self.client_id: str = client.id
+        self.id = secrets.randbits(64)
+        self.loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
+        self.callbacks = CallbackThread()
+        self._numbers = 0
+        self._lock = threading.Lock()
+        self._watchers: set[Callable[[BaseException], None]] = set()
+        self.connections = new_connection_pool(client.connection_args)
+        self.link = Link(self.connections, self._resolve)
+
+    @classmethod
+    def of(cls, client: Client) -> Session:
+        """The session of `client`, which must be open."""
+        if client.status not in ("running", "connecting"):
+            raise PoolClosed(f"the Dask client is {client.status}: make a new Client, and the pool with it")
+        with _sessions_lock:
+            session = _sessions.get(client)
+            if session is None:
+                session = _sessions[client] = cls(client)
+                session.run(session._start())
+        return session
+
+    async def _start(self) -> None:
+        await self.connections.start()
+        self._watching = asyncio.ensure_future(self._watch())
+
+    @property
+    def client(self) -> Client:
+        """The Dask client; `PoolClosed` if it is gone."""
+        client = self._client()
+        if client is None or client.status not in ("running", "connecting"):
+            raise PoolClosed("the Dask client of this pool was closed: make a new Client, and a new pool")
+        return client
+
+    @property
+    def alive(self) -> bool:
+        """Whether the Dask client has not given up its scheduler."""
+        client = self._client()
+        return client is not None and client.status in ("running", "connecting")
+
+    def numbers(self, count: int) -> int:
+        """`count` task numbers; returns the first."""
+        with self._lock:
+            first = self._numbers
+            self._numbers += count
+            return first
+
+    @property
+    def on_loop(self) -> bool:
+        """Whether this thread runs the client's event loop, where nothing may block."""
+        return asyncio._get_running_loop() is self.loop
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` on the client's event loop and wait for it."""
+        if self.on_loop:
+            coroutine.close()
+            raise RuntimeError("this call would block the client's event loop: call it from another thread")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        while True:
+            try:
+                return future.result(LOOK_S)
+            except concurrent.futures.TimeoutError:
+                if future.done():
+                    raise
+                if not self.loop.is_running():
+                    raise PoolClosed("the Dask client's event loop has stopped: make a new Client") from None
+            except BaseException:
+                future.cancel()
+                raise
+
+    def soon(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call `callback` on the client's event loop."""
+        try:
+            self.loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            raise PoolClosed("the Dask client of this pool was closed: make a new Client, and a new pool") from None
+
+    async def ask(self, do: str, **message: Any) -> tuple[Any, ...]:
+        """Ask the directory; returns its answer. Raises OSError."""
+        call = getattr(self.client.scheduler, HANDLER)
+        answer = await call(do=do, **message)
+        if not isinstance(answer, (list, tuple)):
+            raise OSError(f"the scheduler answered {answer!r} to {do}")
+        return tuple(answer)
+
+    async def _resolve(self, pool: str) -> list[Place] | None:
+        if not self.alive:
+            raise SchedulerGone
+        try:
+            answer = await self.ask("resolve", pool=pool)
+        except PoolClosed:
+            raise SchedulerGone from None
+        if answer[0] != OK:
+            raise OSError(f"the scheduler answered {answer!r}")
+        return None if answer[1] is None else [Place(*place) for place in answer[1]]
+
+    # -- the end
+
+    def watch(self, on_end: Callable[[BaseException], None]) -> None:
+        """Call `on_end` on the event loop when the Dask client has given up its scheduler or is closed."""
+        self._watchers.add(on_end)
+
+    def unwatch(self, on_end: Callable[[BaseException], None]) -> None:
+        """The other end of `watch`."""
+        self._watchers.discard(on_end)
+
+    async def _watch(self) -> None:
+        why = "the Dask client was closed"
+        try:
+            while self.alive:
+                await asyncio.sleep(WATCH_S)
+        except asyncio.CancelledError:
+            why = "the Dask client's event loop was stopped"
+        error = PoolClosed(why)
+        for on_end in list(self._watchers):
+            on_end(error)
+        self.callbacks.close()
+        await self.connections.close()

@@ -1,0 +1,274 @@
+"""The stream out: calls gather into batches, a window of puts is in flight, and whoever submits too fast waits.
+
+`submit` appends to a buffer and wakes the event loop once. The first call leaves at once; those that arrive while its
+put is in flight leave together. Batches come whole, from `map` and its kin. Both go round robin over the queues.
+
+The buffer is touched under a lock by any thread; everything else on the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from daskqueue.client.futures import FutureSink, Sink, TaskFuture
+from daskqueue.client.session import Session
+from daskqueue.wire.functions import EncodedFunction
+from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
+from daskqueue_core.balancer import RoundRobin
+from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
+from daskqueue_core.errors import DaskQueueError
+from daskqueue_core.ledger import Early
+from daskqueue_core.producer import ProducerStream, PutRequest
+from daskqueue_core.queue import Accepted
+
+__all__ = ["BATCH_BYTES", "BATCH_CALLS", "Losses", "Submitter"]
+
+BATCH_CALLS: Final = 1000
+BATCH_BYTES: Final = 1 << 20
+BUFFER_BYTES: Final = 64 << 20
+BUFFER_CALLS: Final = 100_000
+COALESCE_PUTS: Final = 2
+FUTURES_PER_CONDITION: Final = 128
+
+
+class _Call(NamedTuple):
+    function: EncodedFunction
+    body: bytes
+    future: TaskFuture
+
+
+class Losses:
+    """What the submitter does not decide by itself: a queue was replaced, or the pool is over."""
+
+    def replaced(self, index: int) -> None:
+        """Queue `index` has another life."""
+        raise NotImplementedError
+
+    def over(self, error: BaseException) -> None:
+        """Nothing more will come of this pool."""
+        raise NotImplementedError
+
+
+class Submitter:
+    """Puts what one pool object submits into the pool's queues."""
+
+    def __init__(self, session: Session, route: Route, streams: Sequence[ProducerStream], losses: Losses) -> None:
+        self._session = session
+        self._link: Link = session.link
+        self._route = route
+        self._streams = streams
+        self._losses = losses
+        self._balancer = RoundRobin(len(streams), start=session.id)
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._calls: deque[_Call] = deque()
+        self._batches: deque[tuple[Batch, Sink | None, int]] = deque()
+        self._buffered_bytes = 0  # in the buffer and offered to streams
+        self._woken = False
+        self._condition = threading.Condition()
+        self._condition_left = FUTURES_PER_CONDITION
+        self._accepted: dict[int, asyncio.Future[None]] = {}  # id of a batch -> who waits for it
+        self._idle: list[asyncio.Future[None]] = []
+        self._puts: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+
+    # -- any thread
+
+    def submit(self, function: EncodedFunction, body: bytes) -> TaskFuture:
+        """Take one call. Waits for room in the buffer, except on the event loop."""
+        session = self._session
+        with self._lock:
+            if self._buffered_bytes > BUFFER_BYTES or len(self._calls) > BUFFER_CALLS:
+                self._await_room()
+            if self._error is not None:
+                raise self._error
+            if self._condition_left == 0:
+                self._condition = threading.Condition()
+                self._condition_left = FUTURES_PER_CONDITION
+            self._condition_left -= 1
+            future = TaskFuture(session.id, session.numbers(1), self._condition, session.callbacks)
+            self._calls.append(_Call(function, body, future))
+            self._buffered_bytes += len(body)
+            wake = not self._woken
+            self._woken = True
+        if wake:
+            session.soon(self._wake)
+        return future
+
+    def send(self, batch: Batch, sink: Sink | None, shift: int = 0) -> None:
+        """Take a whole batch; its first message is number `shift` of the sink. Waits for room in the buffer, except on the event loop."""
+        with self._lock:
+            if self._buffered_bytes > BUFFER_BYTES:
+                self._await_room()
+            if self._error is not None:
+                raise self._error
+            self._batches.append((batch, sink, shift))
+            self._buffered_bytes += batch.nbytes
+            wake = not self._woken
+            self._woken = True
+        if wake:
+            self._session.soon(self._wake)
+
+    def _await_room(self) -> None:
+        """Called with the lock held; the queues' hosts or the network are slower than the caller."""
+        if self._session.on_loop:
+            return
+        while self._error is None and (self._buffered_bytes > BUFFER_BYTES or len(self._calls) > BUFFER_CALLS):
+            self._room.wait(1.0)
+            if not self._session.loop.is_running():
+                raise DaskQueueError("the Dask client's event loop has stopped: make a new Client, and a new pool")
+
+    # -- the event loop
+
+    async def send_and_wait(self, batch: Batch) -> None:
+        """Take a batch and wait until its queue has accepted it."""
+        accepted = self._accepted[id(batch)] = asyncio.get_running_loop().create_future()
+        try:
+            self.send(batch, None)
+            await accepted
+        finally:
+            self._accepted.pop(id(batch), None)
+
+    async def flush(self) -> None:
+        """Wait until everything submitted so far was accepted."""
+        self._wake()
+        while self._error is None and not self._is_idle():
+            idle = asyncio.get_running_loop().create_future()
+            self._idle.append(idle)
+            await idle
+
+    def _is_idle(self) -> bool:
+        return not self._calls and not self._batches and all(stream.idle for stream in self._streams)
+
+    def _wake(self) -> None:
+        """Make batches of what is buffered, and send what the window lets through."""
+        if self._error is not None:
+            return
+        in_flight = sum(stream.in_flight for stream in self._streams)
+        with self._lock:
+            self._woken = False
+            batches, self._batches = self._batches, deque()
+            calls: deque[_Call] = deque()
+            if len(self._calls) >= BATCH_CALLS or in_flight < COALESCE_PUTS:
+                calls, self._calls = self._calls, calls
+        for batch, sink, shift in batches:
+            self._streams[self._balancer.pick()].offer(batch, sink, shift)
+        while calls:
+            batch, futures = _gather(calls, self._session.id)
+            self._streams[self._balancer.pick()].offer(batch, FutureSink(futures))
+        for index in range(len(self._streams)):
+            self.kick(index)
+
+    def kick(self, index: int) -> None:
+        """Send what the window of queue `index` lets through."""
+        stream = self._streams[index]
+        while (put := stream.next_put()) is not None:
+            task = asyncio.ensure_future(self._put(index, stream.uuid, put))
+            self._puts.add(task)
+            task.add_done_callback(self._puts.discard)
+
+    async def _put(self, index: int, uuid: str, put: PutRequest) -> None:
+        stream = self._streams[index]
+        try:
+            while True:
+                answer = await self._link.call(
+                    self._route,
+                    index,
+                    "admit",
+                    uuid=uuid,
+                    batches=put.batches,
+                    producer=put.producer,
+                    number=put.number,
+                )
+                if not isinstance(answer, Early):
+                    break
+        except QueueReplaced:
+            self._losses.replaced(index)
+            return
+        except (PoolGone, SchedulerGone, DaskQueueError) as error:
+            self._losses.over(error)
+            return
+        if isinstance(answer, Accepted):
+            if stream.accepted(put):
+                self._done(put)
+        else:
+            stream.unknown(put)
+        self._wake()
+        if self._idle and self._is_idle():
+            self._release_idle()
+
+    def _done(self, put: PutRequest) -> None:
+        nbytes = 0
+        for batch in put.batches:
+            nbytes += batch.nbytes
+            waiting = self._accepted.get(id(batch))
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+        with self._lock:
+            self._buffered_bytes -= nbytes
+            self._room.notify_all()
+
+    def _release_idle(self) -> None:
+        for idle in self._idle:
+            if not idle.done():
+                idle.set_result(None)
+        self._idle.clear()
+
+    def recount(self) -> None:
+        """A queue was lost and its batches are offered again: count anew what is buffered."""
+        with self._lock:
+            self._buffered_bytes = sum(len(call.body) for call in self._calls)
+            self._buffered_bytes += sum(batch.nbytes for batch, _, _ in self._batches)
+            self._buffered_bytes += sum(stream.unaccepted_bytes for stream in self._streams)
+            self._room.notify_all()
+
+    def close(self, error: BaseException, outcome: BaseException) -> None:
+        """Whoever submits from now on gets `error`; what was not offered yet ends with `outcome`."""
+        with self._lock:
+            self._error = error
+            calls, self._calls = self._calls, deque()
+            batches, self._batches = self._batches, deque()
+            self._room.notify_all()
+        for waiting in self._accepted.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+        self._release_idle()
+        for call in calls:
+            FutureSink([call.future]).lose(0, 1, outcome)
+        for batch, sink, shift in batches:
+            if sink is not None:
+                sink.lose(shift, shift + batch.count, outcome)
+
+
+def _gather(calls: deque[_Call], client: int) -> tuple[Batch, list[TaskFuture]]:
+    """The first calls of one function, with consecutive numbers, as a batch."""
+    function, _, future = calls[0]
+    first = future.number
+    bodies: list[bytes] = []
+    futures: list[TaskFuture] = []
+    nbytes = 0
+    while calls and len(bodies) < BATCH_CALLS and nbytes < BATCH_BYTES:
+        call = calls[0]
+        if call.function.shared is not function.shared or call.future.number != first + len(bodies):
+            break
+        calls.popleft()
+        bodies.append(call.body)
+        futures.append(call.future)
+        nbytes += len(call.body)
+    batch = Batch(
+        len(bodies),
+        b"".join(bodies),
+        lengths_column(bodies),
+        function.shared,
+        Kind.CALL,
+        function.hash,
+        client,
+        first,
+        Keep.KEEP,
+    )
+    return batch, futures
+

@@ -1,0 +1,143 @@
+"""The one way to call a queue: by name, failing fast, asking the directory again, repeating.
+
+Every operation is idempotent, so a call whose connection broke is simply repeated at the address the directory gives
+now. A call ends with an answer, with `QueueReplaced` when the queue it names is gone and another life of it took its
+place, with `PoolGone` when the pool is, with `SchedulerGone` when nobody can be asked any more, or, if its patience
+is limited, with `QueueUnavailable`: never with a dropped connection, and it never hangs on one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from distributed.core import ConnectionPool
+
+from daskqueue.wire.operations import CODECS, ERROR, HANDLER, LOST, OK
+from daskqueue_core.directory import Place
+from daskqueue_core.errors import DaskQueueError, QueueUnavailable
+
+__all__ = ["Link", "PoolGone", "QueueReplaced", "RemoteFailure", "Route", "SchedulerGone", "new_connection_pool"]
+
+CONNECT_TIMEOUT_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.01
+_LONGEST_PAUSE_S: Final = 0.25
+
+
+class QueueReplaced(Exception):
+    """The life of the queue that was named is over; `place` is where the next one is."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(f"queue was replaced by {place.uuid} at {place.address}")
+        self.place = place
+
+
+class PoolGone(Exception):
+    """The directory knows no such pool any more."""
+
+
+class SchedulerGone(Exception):
+    """The directory cannot be asked any more: the Dask scheduler is gone for good."""
+
+
+class RemoteFailure(DaskQueueError):
+    """A queue's host answered with an error that it did not expect."""
+
+
+Resolve = Callable[[str], Awaitable["list[Place] | None"]]
+"""Asks the directory for a pool's places; None: there is no such pool. Raises OSError (ask again) or SchedulerGone."""
+
+Local = Callable[[str], "Callable[..., Awaitable[tuple[Any, ...]]] | None"]
+"""The handler of a queue that this very process hosts, by uuid."""
+
+
+class Route:
+    """Where a pool's queues are, as far as this process knows."""
+
+    def __init__(self, pool: str, places: list[Place]) -> None:
+        self.pool = pool
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def new_connection_pool(connection_args: dict[str, Any]) -> ConnectionPool:
+    """A pool of our own: Dask's retries a refused connection for 30 s, and long polls would fill it."""
+    return ConnectionPool(limit=2048, timeout=CONNECT_TIMEOUT_S, connection_args=connection_args)
+
+
+class Link:
+    """Calls queues by pool and index."""
+
+    def __init__(self, connections: ConnectionPool, resolve: Resolve, local: Local | None = None) -> None:
+        self._connections = connections
+        self._resolve = resolve
+        self._local = local
+        self._refreshing: dict[str, asyncio.Future[None]] = {}
+
+    async def call(
+        self, route: Route, index: int, op: str, *, uuid: str | None = None, patience: float | None = None, **arguments: Any
+    ) -> Any:
+        """Call `op` of the pool's queue `index`, of its life `uuid` (default: whichever is there).
+
+        After `patience` seconds without a host that answers: `QueueUnavailable`. None: it waits for one.
+        """
+        clock = asyncio.get_running_loop().time
+        pause = _FIRST_PAUSE_S
+        failing_since: float | None = None
+        while True:
+            place = route.places[index]
+            if uuid is not None and place.uuid != uuid:
+                raise QueueReplaced(place)
+            trouble = "no worker hosts it"
+            if place.up:
+                try:
+                    status, *answer = await self._ask(place, op, arguments)
+                except OSError as error:
+                    trouble = f"its host {place.address} does not answer: {error}"
+                else:
+                    if status == OK:
+                        return answer[0]
+                    if status == ERROR:
+                        raise RemoteFailure(f"queue {index} of pool {route.pool!r} failed at {op}: {': '.join(answer)}")
+                    assert status == LOST
+                    trouble = f"its host {place.address} does not have it"
+            if failing_since is None:
+                failing_since = clock()
+            elif patience is not None and clock() - failing_since >= patience:
+                raise QueueUnavailable(route.pool, index, trouble)
+            await self._refresh(route)
+            if route.places[index] == place:  # not yet re-hosted: give the directory time
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    async def _ask(self, place: Place, op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
+        handler = self._local(place.uuid) if self._local is not None else None
+        if handler is not None:
+            return await handler(op, place.uuid, arguments)
+        codec = CODECS[op]
+        call = getattr(self._connections(place.address), HANDLER)
+        answer = await call(do=op, uuid=place.uuid, **codec.pack(arguments))
+        if not isinstance(answer, (list, tuple)):  # a worker without our handler: it came or leaves
+            raise OSError(f"unexpected answer {answer!r}")
+        return (OK, codec.unpack_answer(answer[1])) if answer[0] == OK else tuple(answer)
+
+    async def _refresh(self, route: Route) -> None:
+        """Ask the directory, once for all who wait."""
+        running = self._refreshing.get(route.pool)
+        if running is None:
+            running = self._refreshing[route.pool] = asyncio.ensure_future(self._ask_directory(route))
+            running.add_done_callback(lambda _: self._refreshing.pop(route.pool, None))
+        await asyncio.shield(running)
+
+    async def _ask_directory(self, route: Route) -> None:
+        try:
+            places = await self._resolve(route.pool)
+        except OSError:
+            await asyncio.sleep(_LONGEST_PAUSE_S)
+            return
+        if places is None:
+            raise PoolGone(route.pool)
+        route.places = places

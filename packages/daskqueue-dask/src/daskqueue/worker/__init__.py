@@ -1,0 +1,3 @@
+"""What runs inside each Dask worker."""
+
+__all__: list[str] = []

@@ -1,0 +1,319 @@
+"""Hosts a queue: everything that waits.
+
+A `QueueActor` is a plain class with asynchronous methods over a core queue. The worker plugin serves it to clients and
+consumers; the same class runs as a native Dask actor (`client.submit(QueueActor, actor=True)`). It holds no rule about
+messages: it makes callers wait (puts that overtook their predecessor, leases of an empty queue, polls without news,
+joins) and wakes them, one consumer for each lease that can be granted.
+
+The queue's time is told by a timer of its own. If the event loop could not run for longer than two heartbeats, nobody
+could be heard, so all deadlines move by that gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+from daskqueue.wire.clock import edge_clock
+from daskqueue.wire.operations import JoinState
+from daskqueue_core.batch import Batch, Buffer, Run
+from daskqueue_core.ledger import Early
+from daskqueue_core.outcomes import Cursor, Outcome, Outcomes, Report
+from daskqueue_core.queue import DEFAULT_TTL, Demand, Lease, PutAnswer, TransientQueue
+from daskqueue_core.stats import QueueStats
+
+__all__ = ["HEARTBEAT_S", "QueueActor"]
+
+HEARTBEAT_S: Final = 1.0
+EARLY_WAIT_S: Final = 30.0
+RESUBMIT_GRACE_S: Final = 10.0
+
+Alive = Callable[[], bool]
+
+
+class _Parked:
+    """A lease request that waits for something to be ready."""
+
+    __slots__ = ("alive", "answer", "grant")
+
+    def __init__(self, grant: Callable[[], Lease | None], alive: Alive | None) -> None:
+        self.grant = grant
+        self.alive = alive
+        self.answer: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
+
+
+class QueueActor:
+    """One queue and those who wait for it.
+
+    `queue` defaults to a transient queue. `expected` are clients that may put again what an earlier life of the queue
+    lost: it is not idle before they said that they are done, or `RESUBMIT_GRACE_S` are over.
+    """
+
+    def __init__(self, queue: TransientQueue | None = None, *, expected: Collection[str] = ()) -> None:
+        self._clock = edge_clock()
+        self.queue = queue if queue is not None else TransientQueue(clock=self._clock)
+        self._expected = set(expected)
+        self._expected_until = self._clock() + int(RESUBMIT_GRACE_S * 1e9)
+        self._early: dict[tuple[int, int], asyncio.Future[None]] = {}
+        self._parked: deque[_Parked] = deque()
+        self._polls: dict[int, asyncio.Future[None]] = {}
+        self._joins: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0
+        self._closed = False
+
+    # -- producer
+
+    async def put(self, body: bytes) -> int:
+        """Add one message; returns its number."""
+        return (await self.put_many([body]))[0]
+
+    async def put_many(self, bodies: Sequence[bytes]) -> range:
+        """Add messages; returns their numbers."""
+        numbers = self.queue.put_many(bodies)
+        self._wake()
+        return numbers
+
+    async def put_block(self, block: Buffer, count: int) -> range:
+        """Add `count` messages with one payload for all of them; returns their numbers."""
+        numbers = self.queue.put_block(block, count)
+        self._wake()
+        return numbers
+
+    async def admit(self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0) -> PutAnswer:
+        """Admit a producer's put, in number order: one that overtook its predecessors waits for them."""
+        answer = self.queue.admit(batches, producer=producer, number=number)
+        if isinstance(answer, Early) and producer is not None:
+            turn = self._early.setdefault((producer, number), asyncio.get_running_loop().create_future())
+            await _wait(turn, EARLY_WAIT_S)
+            self._early.pop((producer, number), None)
+            answer = self.queue.admit(batches, producer=producer, number=number)
+        if producer is not None:
+            successor = self._early.pop((producer, number + 1), None)
+            if successor is not None and not successor.done():
+                successor.set_result(None)
+        self._wake()
+        return answer
+
+    async def poll(
+        self, client: int, cursor: Cursor | None = None, wait: float = 0.0, limit_bytes: int | None = None
+    ) -> Outcomes:
+        """The outcomes of `client` after `cursor`; waits up to `wait` seconds for the first."""
+        kwargs = {} if limit_bytes is None else {"limit_bytes": limit_bytes}
+        answer = self.queue.poll(client, cursor, **kwargs)
+        self._arm()
+        if answer.outcomes or wait <= 0:
+            return answer
+        older = self._polls.pop(client, None)
+        if older is not None and not older.done():
+            older.set_result(None)
+        news = self._polls[client] = asyncio.get_running_loop().create_future()
+        await _wait(news, wait)
+        if self._polls.get(client) is news:
+            del self._polls[client]
+        return self.queue.poll(client, cursor, **kwargs)
+
+    # -- consumer
+
+    async def lease(
+        self,
+        limit: int,
+        *,
+        owner: str = "local",
+        request: int = 0,
+        ttl: int = DEFAULT_TTL,
+        demand: Demand | None = None,
+        once: bool = False,
+        wait: float = 0.0,
+        alive: Alive | None = None,
+    ) -> Lease | None:
+        """Deliver at most `limit` messages; waits up to `wait` seconds for the first.
+
+        `alive` says whether the caller can still be answered: nothing is granted to a corpse.
+        """
+
+        def grant() -> Lease | None:
+            lease = self.queue.lease(limit, owner=owner, request=request, ttl=ttl, demand=demand, once=once)
+            if lease is not None:
+                self._arm()
+            return lease
+
+        if alive is not None and not alive():
+            return None
+        lease = grant()
+        if lease is not None or wait <= 0:
+            return lease
+        parked = _Parked(grant, alive)
+        self._parked.append(parked)
+        try:
+            return await _wait(parked.answer, wait)
+        finally:
+            if parked in self._parked:
+                self._parked.remove(parked)
+
+    async def ack(self, lease: int | Lease, ids: Sequence[int] | None = None) -> int:
+        """These messages (default: all of the lease) succeeded, without a value."""
+        return self._woken(self.queue.ack(lease, ids))
+
+    async def nack(
+        self, lease: int | Lease, ids: Sequence[int] | None = None, *, error: bytes = b"", text: str = ""
+    ) -> int:
+        """These messages (default: all of the lease) failed."""
+        return self._woken(self.queue.nack(lease, ids, error=error, text=text))
+
+    async def settle(self, lease: int, reports: Sequence[Report]) -> int:
+        """Take the outcomes of messages that ran."""
+        return self._woken(self.queue.settle(lease, reports))
+
+    async def release(self, lease: int | Lease, runs: Sequence[Run] | None = None) -> int:
+        """The owner gives these back, not started (default: all it holds)."""
+        return self._woken(self.queue.release(lease, runs))
+
+    async def agree(self, lease: int | Lease, runs: Sequence[Run]) -> int:
+        """The owner did not run these and gives up those that were cancelled."""
+        return self._woken(self.queue.agree(lease, runs))
+
+    async def heartbeat(
+        self, owner: str, held: Mapping[int, tuple[int, int]], open: Collection[int], sent: int, ttl: int = DEFAULT_TTL
+    ) -> dict[int, tuple[Run, ...]]:
+        """Renew the owner's leases and release those it does not hold. Returns what to cancel."""
+        cancels = self.queue.heartbeat(owner, held, open, sent, ttl)
+        self._wake()
+        return cancels
+
+    async def next_ready_at(self) -> int | None:
+        """When time brings something next, in nanoseconds of the queue's clock."""
+        return self.queue.next_ready_at()
+
+    async def tick(self) -> None:
+        """Do what time brings."""
+        self.queue.tick()
+        self._wake()
+
+    # -- admin
+
+    async def cancel(self, runs: Sequence[Run]) -> int:
+        """End what is not delivered; ask the owners of what is."""
+        return self._woken(self.queue.cancel(runs))
+
+    async def forget(self, runs: Sequence[Run]) -> int:
+        """Drop kept successes and cancelled messages."""
+        return self._woken(self.queue.forget(runs))
+
+    async def owner_lost(self, owner: str) -> int:
+        """The directory says the owner is gone: what it held goes back."""
+        return self._woken(self.queue.owner_lost(owner))
+
+    async def read_kept(self, after: int = 0) -> tuple[int, list[tuple[int, Outcome]]]:
+        """`(client, outcome)` of kept results; the number to go on with, -1 at the end."""
+        return self.queue.read_kept(after)
+
+    async def stats(self) -> QueueStats:
+        """Counts."""
+        return self.queue.stats()
+
+    async def resubmitted(self, client: str) -> None:
+        """`client` has put again what an earlier life of the queue lost."""
+        self._expected.discard(client)
+        self._wake()
+
+    async def join(self, wait: float = 0.0) -> JoinState:
+        """Waits up to `wait` seconds until nothing is unfinished."""
+        if not self._idle() and wait > 0:
+            quiet = asyncio.get_running_loop().create_future()
+            self._joins.append(quiet)
+            await _wait(quiet, wait)
+            if quiet in self._joins:
+                self._joins.remove(quiet)
+        puts, unfinished = self.queue.puts, self.queue.unfinished
+        return JoinState(self.queue.uuid, puts, puts - unfinished, self._idle())
+
+    async def close(self) -> None:
+        """Let everybody who waits go, and the queue too."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for parked in self._parked:
+            _resolve(parked.answer)
+        for waiting in (*self._early.values(), *self._polls.values(), *self._joins):
+            _resolve(waiting)
+        self.queue.close()
+
+    # -- inside
+
+    def _woken(self, count: int) -> int:
+        self._wake()
+        return count
+
+    def _wake(self) -> None:
+        """Answer those who wait and can be answered."""
+        if self._closed:
+            return
+        if self._parked and self.queue.ready:
+            self._grant_parked()
+        if self._polls:
+            for client, news in self._polls.items():
+                if self.queue.has_outcomes(client):
+                    _resolve(news)
+        if self._joins and self._idle():
+            for quiet in self._joins:
+                _resolve(quiet)
+        self._arm()
+
+    def _grant_parked(self) -> None:
+        refused: list[_Parked] = []
+        while self._parked and self.queue.ready:
+            parked = self._parked.popleft()
+            if parked.answer.done() or (parked.alive is not None and not parked.alive()):
+                _resolve(parked.answer)
+                continue
+            lease = parked.grant()
+            if lease is None:
+                refused.append(parked)
+            else:
+                parked.answer.set_result(lease)
+        self._parked.extendleft(reversed(refused))
+
+    def _idle(self) -> bool:
+        if self.queue.unfinished or self._early:
+            return False
+        if self._expected and self._clock() >= self._expected_until:
+            self._expected.clear()
+        return not self._expected
+
+    def _arm(self) -> None:
+        """Keep a timer while there is something that time can bring."""
+        if self._timer is not None or self._closed:
+            return
+        at = self.queue.next_ready_at()
+        if at is None and not (self._joins and self._expected):
+            return
+        loop = asyncio.get_running_loop()
+        delay = HEARTBEAT_S if at is None else min(max((at - self._clock()) / 1e9, 0.001), HEARTBEAT_S)
+        self._heard_at = loop.time() + delay
+        self._timer = loop.call_later(delay, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        deaf = asyncio.get_running_loop().time() - self._heard_at
+        if deaf > 2 * HEARTBEAT_S:
+            self.queue.shift_deadlines(int(deaf * 1e9))
+        self.queue.tick()
+        self._wake()
+
+
+async def _wait(future: asyncio.Future[Any], seconds: float) -> Any:
+    """The future's result, or None after `seconds`; a cancelled caller cancels it."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(seconds, _resolve, future)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
+def _resolve(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,429 @@
+"""daskqueue.worker.runners: whatever a task does is its own affair."""
+
+import asyncio
+import contextvars
+import functools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from daskqueue.wire.calls import decode_values, encode_args, encode_block, encode_items, encode_lengths
+from daskqueue.wire.errors import ArgumentLoadError, FunctionLoadError, RemoteTraceback, UnpicklableResult, decode_error
+from daskqueue.wire.functions import Style, encode_function
+from daskqueue.worker.async_loop import PrivateLoop
+from daskqueue.worker.runners import Job, JobReport
+
+LIMIT = 10
+
+
+@pytest.fixture(scope="module")
+def private_loop() -> Iterator[PrivateLoop]:
+    """One loop for all: no task may end it."""
+    loop = PrivateLoop()
+    yield loop
+    assert loop.close(LIMIT)
+
+
+def job_of(fn: Callable[..., Any], elements: list[Any], *, style: Style = Style.ARGS, **options: Any) -> Job:
+    """A job as the wire makes it."""
+    body = encode_block(elements, fn, style)
+    return Job.of_calls(encode_function(fn, style).shared, body, None, 0, len(elements), **options)
+
+
+def outcomes(report: JobReport) -> list[Any]:
+    """Values and exceptions by element."""
+    values = decode_values(report.values)
+    assert len(values) == report.executed
+    for failure in report.failures:
+        assert values[failure.position] is None
+        values[failure.position] = decode_error(failure.blob, failure.text)
+    return values
+
+
+def shown(values: list[Any]) -> list[Any]:
+    """Outcomes with exceptions as their types."""
+    return [type(value) if isinstance(value, BaseException) else value for value in values]
+
+
+class ExitsOnLoad:
+    """An argument whose unpickling ends the process."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _exits, (1,)
+
+
+def _exits(_: object) -> None:
+    raise SystemExit(3)
+
+
+ERRORS = [
+    ValueError, SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError, RecursionError, asyncio.CancelledError,
+]  # fmt: skip
+
+
+def raise_odd(i: int) -> int:
+    """Even ones return, odd ones raise whatever there is to raise."""
+    if i % 2:
+        raise ERRORS[i // 2 % len(ERRORS)](f"element {i}")
+    return i
+
+
+async def raise_odd_async(i: int) -> int:
+    """The same as a coroutine that suspends."""
+    await asyncio.sleep(0)
+    return raise_odd(i)
+
+
+EXPECTED = [ERRORS[i // 2 % len(ERRORS)] if i % 2 else i for i in range(40)]
+
+# ---------------------------------------------------------------------------------------------------------- threads
+
+
+def test_values_in_order() -> None:
+    """All values come back as one pickle."""
+    report = job_of(lambda x: x * 2, [(i,) for i in range(1000)]).run()
+    assert outcomes(report) == [i * 2 for i in range(1000)]
+    assert (report.executed, report.failures) == (1000, ())
+    assert report.seconds > 0
+
+
+def test_part_of_a_batch() -> None:
+    """A job runs its range; positions count from its start."""
+    body = encode_block([(i,) for i in range(10)], raise_odd)
+    report = Job.of_calls(encode_function(raise_odd).shared, body, None, 3, 6).run()
+    assert shown(outcomes(report)) == [EXPECTED[3], 4, EXPECTED[5]]
+
+
+def test_keywords() -> None:
+    """Style KWARGS applies both."""
+
+    def fn(a: int, *, b: int = 0) -> int:
+        if b > 2:
+            raise ValueError
+        return a + b
+
+    report = job_of(fn, [((1,), {"b": 2}), ((1,), {"b": 3}), ((), {"a": 4})], style=Style.KWARGS).run()
+    assert shown(outcomes(report)) == [3, ValueError, 4]
+
+
+def test_nothing_that_a_task_raises_harms_another() -> None:
+    """SystemExit, KeyboardInterrupt and the rest are that task's error, with type, message and remote traceback."""
+    results = outcomes(job_of(raise_odd, [(i,) for i in range(40)]).run())
+    assert shown(results) == EXPECTED
+    for i, error in enumerate(results):
+        if i % 2:
+            assert str(error) == f"element {i}"
+            assert isinstance(error.__cause__, RemoteTraceback)
+            assert "in raise_odd" in error.__cause__.text
+            assert "worker/runners.py" not in error.__cause__.text
+            assert error.__cause__.text.count("Traceback") == 1, "an earlier task's error is not its context"
+
+
+def test_stop_iteration_does_not_end_the_run() -> None:
+    """`extend` would take it for the end of the input and lose the rest silently."""
+
+    def fn(i: int) -> int:
+        if i % 3 == 2:
+            raise StopIteration(i)
+        return i
+
+    assert shown(outcomes(job_of(fn, [(i,) for i in range(7)]).run())) == [0, 1, RuntimeError, 3, 4, RuntimeError, 6]
+    assert shown(outcomes(job_of(fn, [(2,)]).run())) == [RuntimeError]
+
+
+def test_damaged_arguments_fail_alone() -> None:
+    """An element that does not unpickle is not run, its neighbours are."""
+    bodies = [encode_args((i,), None, raise_odd) for i in (0, 2, 4)]
+    bodies[1] = encode_args((ExitsOnLoad(),), None, raise_odd)
+    shared = encode_function(raise_odd).shared
+    results = outcomes(Job.of_calls(shared, b"".join(bodies), encode_lengths(bodies), 0, 3).run())
+    assert shown(results) == [0, ArgumentLoadError, 4]
+    assert "SystemExit" in str(results[1])
+
+
+def test_function_that_does_not_load() -> None:
+    """Every element fails with it; nothing else happens."""
+    shared = encode_function(functools.partial(raise_odd, 1)).shared[:-5]
+    results = outcomes(Job.of_calls(shared, encode_block([(), ()], raise_odd), None, 0, 2).run())
+    assert shown(results) == [FunctionLoadError, FunctionLoadError]
+    with pytest.raises(FunctionLoadError):
+        Job.of_calls(b"garbage", b"", None, 0, 2)
+
+
+def test_result_that_cannot_travel_fails_alone() -> None:
+    """An unpicklable result is its own element's error, beside others."""
+
+    def fn(i: int) -> object:
+        if i == 1:
+            return threading.Lock()
+        return raise_odd(i)
+
+    assert shown(outcomes(job_of(fn, [(i,) for i in range(5)]).run())) == [0, UnpicklableResult, 2, EXPECTED[3], 4]
+
+
+def test_values_not_kept() -> None:
+    """Without values there are still counts and errors."""
+    report = job_of(raise_odd, [(i,) for i in range(4)], keep_values=False).run()
+    assert (report.values, report.executed, [f.position for f in report.failures]) == (b"", 4, [1, 3])
+
+
+def test_context_surrounds_the_run() -> None:
+    """The context gets the name, and holds while arguments are loaded, run and results written."""
+    seen: list[str] = []
+
+    @contextmanager
+    def context(name: str) -> Iterator[None]:
+        seen.append(name)
+        yield
+        seen.append("left")
+
+    job_of(raise_odd, [(1,)], context=context).run()
+    assert seen == ["raise_odd", "left"]
+
+
+def test_arguments_do_not_outlive_the_job() -> None:
+    """Nothing of ours keeps what a task was given or returned."""
+
+    class Big:
+        pass
+
+    kept: list[weakref.ref[Big]] = []
+
+    def process(item: Big) -> Big:
+        kept.append(weakref.ref(item))
+        raise ValueError
+
+    job = Job.of_items(process, encode_items([Big(), Big()]), None, 0, 2)
+    job.run()
+    del job
+    assert [ref() for ref in kept] == [None, None]
+
+
+# ---------------------------------------------------------------------------------------------------------- take_rest
+
+
+class Gate:
+    """A task that waits in the middle of a run, so that something can happen meanwhile."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def process_item(self, i: int) -> int:
+        """Wait at one element."""
+        if i == self.at:
+            self.reached.set()
+            assert self.go.wait(LIMIT)
+        return raise_odd(i)
+
+    async def process_async(self, i: int) -> int:
+        """Wait at one element, suspended."""
+        if i == self.at:
+            self.reached.set()
+            assert await asyncio.get_running_loop().run_in_executor(None, self.go.wait, LIMIT)
+        return raise_odd(i)
+
+
+@pytest.mark.parametrize("method", ["process_item", "process_async"])
+@pytest.mark.parametrize("at", [0, 4, 5, 9])
+def test_take_rest_cuts_what_has_not_begun(private_loop: PrivateLoop, method: str, at: int) -> None:
+    """What runs ends, what follows is taken, positions stay right; a second take finds nothing."""
+    gate = Gate(at)
+    job = Job.of_items(
+        getattr(gate, method), encode_items(range(10)), None, 0, 10, private_loop=private_loop, keep_values=True
+    )
+    assert job.started_at is None
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert gate.reached.wait(LIMIT)
+        assert job.started_at is not None
+        assert job.finished == at
+        assert job.take_rest() == 9 - at
+        assert job.take_rest() == 0
+        gate.go.set()
+        report = future.result(LIMIT)
+    assert report.executed == at + 1
+    assert shown(outcomes(report)) == EXPECTED[: at + 1]
+    assert job.take_rest() == 0
+
+
+def test_take_rest_while_a_stop_iteration_is_raised() -> None:
+    """The count that tells a swallowed StopIteration from the end knows of the cut."""
+    reached, go = threading.Event(), threading.Event()
+
+    def process(i: int) -> int:
+        if i == 3:
+            reached.set()
+            assert go.wait(LIMIT)
+            raise StopIteration
+        return i
+
+    job = Job.of_items(process, encode_items(range(10)), None, 0, 10, keep_values=True)
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert reached.wait(LIMIT)
+        assert job.take_rest() == 6
+        go.set()
+        assert shown(outcomes(future.result(LIMIT))) == [0, 1, 2, RuntimeError]
+
+
+def test_take_rest_before_the_run_takes_all(private_loop: PrivateLoop) -> None:
+    """A job withdrawn before its thread begins runs nothing."""
+    for fn in (raise_odd, raise_odd_async):
+        job = job_of(fn, [(1,), (2,)], private_loop=private_loop)
+        assert job.take_rest() == 2
+        assert job.take_rest() == 0
+        assert job.run()[:3] == (encode_block([], fn), (), 0)
+
+
+def test_a_withdrawn_job_loads_nothing() -> None:
+    """What was taken away before the run is not even unpickled."""
+
+    def load() -> Any:
+        raise AssertionError("loaded")
+
+    job = Job(load, 2, name="fn", is_async=False)
+    job.take_rest()
+    assert job.run().failures == ()
+
+
+def test_take_rest_at_any_moment() -> None:
+    """However it falls: executed and taken add up, and what was executed is a prefix."""
+
+    def fn(i: int) -> int:
+        if i % 7 == 3:
+            raise StopIteration
+        if i % 7 == 5:
+            raise ValueError
+        return i
+
+    expected = [RuntimeError if i % 7 == 3 else ValueError if i % 7 == 5 else i for i in range(300)]
+    with ThreadPoolExecutor(1) as executor:
+        for round_ in range(60):
+            job = job_of(fn, [(i,) for i in range(300)])
+            future = executor.submit(job.run)
+            while job.finished < round_ * 5 and not future.done():
+                time.sleep(0)  # let the other thread run
+            taken = job.take_rest()
+            report = future.result(LIMIT)
+            assert report.executed + taken == 300
+            assert shown(outcomes(report)) == expected[: report.executed]
+
+
+# -------------------------------------------------------------------------------------------------------------- async
+
+
+def test_async_functions_are_awaited(private_loop: PrivateLoop) -> None:
+    """Values and errors of coroutines, by the same rules; SystemExit does not end the loop."""
+    job = job_of(raise_odd_async, [(i,) for i in range(40)], private_loop=private_loop)
+    assert job.is_async
+    results = outcomes(job.run())
+    assert shown(results) == EXPECTED
+    assert "in raise_odd_async" in results[1].__cause__.text
+    assert "worker/runners.py" not in results[1].__cause__.text
+
+
+def test_run_async_needs_no_thread(private_loop: PrivateLoop) -> None:
+    """The adapter awaits it on the private loop, keywords and all."""
+
+    async def fn(a: int, *, b: int) -> int:
+        await asyncio.sleep(0)
+        return a + b
+
+    job = job_of(fn, [((1,), {"b": 2})], style=Style.KWARGS)
+    assert outcomes(private_loop.submit(job.run_async()).result(LIMIT)) == [3]
+
+
+def test_plain_functions_that_return_coroutines(private_loop: PrivateLoop) -> None:
+    """A lambda around a coroutine is awaited too, kept or not, beside plain values and errors."""
+
+    def fn(i: int) -> Any:
+        return raise_odd_async(i) if i % 4 < 2 else raise_odd(i)
+
+    elements = [(i,) for i in range(40)]
+    job = job_of(fn, elements, private_loop=private_loop)
+    assert not job.is_async
+    report = job.run()
+    assert shown(outcomes(report)) == EXPECTED
+    assert [f.position for f in report.failures] == list(range(1, 40, 2))
+    report = job_of(fn, elements, private_loop=private_loop, keep_values=False).run()
+    assert [f.position for f in report.failures] == list(range(1, 40, 2))
+
+
+def test_each_coroutine_has_its_own_task(private_loop: PrivateLoop) -> None:
+    """A coroutine that cancels its task or sets a context variable meets only itself."""
+    var: contextvars.ContextVar[int] = contextvars.ContextVar("var", default=0)
+
+    async def process(i: int) -> int:
+        before = var.get()
+        var.set(1)
+        if i == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(0)
+        return before
+
+    job = Job.of_items(process, encode_items(range(3)), None, 0, 3, private_loop=private_loop, keep_values=True)
+    assert shown(outcomes(job.run())) == [0, asyncio.CancelledError, 0]
+
+
+def test_our_cancellation_ends_the_job_and_its_task(private_loop: PrivateLoop) -> None:
+    """Cancelled from outside, the running coroutine gets to clean up, then the job ends cancelled."""
+    gate, cleaned = Gate(1), threading.Event()
+
+    async def process(i: int) -> int:
+        try:
+            return await gate.process_async(i)
+        finally:
+            if i == 1:
+                cleaned.set()
+
+    job = Job.of_items(process, encode_items(range(3)), None, 0, 3, private_loop=private_loop)
+    ended = threading.Event()
+
+    async def outer() -> None:
+        try:
+            await job.run_async()
+        except asyncio.CancelledError:
+            assert cleaned.is_set()
+            ended.set()
+            raise
+
+    future = private_loop.submit(outer())
+    assert gate.reached.wait(LIMIT)
+    future.cancel()
+    assert ended.wait(LIMIT)
+    gate.go.set()
+    assert job.finished == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- items
+
+
+@pytest.mark.parametrize("as_singles", [True, False])
+def test_d08_falsy_items_and_tuples(as_singles: bool) -> None:
+    """process_item is called once for each item, whatever it is, and its values are dropped."""
+    items: list[Any] = [0, "", None, False, (), (1, 2), [], {}]
+    seen: list[Any] = []
+    if as_singles:
+        bodies = [encode_args((item,), None, seen.append) for item in items]
+        job = Job.of_items(seen.append, b"".join(bodies), encode_lengths(bodies), 0, len(items))
+    else:
+        job = Job.of_items(seen.append, encode_items(items), None, 0, len(items))
+    report = job.run()
+    assert repr(seen) == repr(items)
+    assert report[:3] == (b"", (), len(items))
+
+
+def test_items_that_fail() -> None:
+    """A consumer's error is its item's."""
+    report = Job.of_items(raise_odd, encode_items(range(4)), None, 0, 4).run()
+    assert [f.position for f in report.failures] == [1, 3]
+    assert report.executed == 4
