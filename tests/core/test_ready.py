@@ -28,9 +28,9 @@ class Line:
         self.ready.give(runs)
         self.ready.validate()
 
-    def runs(self, at_least: int = 99) -> list[tuple[int, int]]:
+    def runs(self, most: int = 99) -> list[tuple[int, int]]:
         """Everything that is offered."""
-        return list(self.ready.runs(at_least, self.count))
+        return list(self.ready.runs(most, self.count))
 
 
 def test_lowest_number_first() -> None:
@@ -103,7 +103,7 @@ def test_hints_do_not_pile_up() -> None:
 
 
 def test_a_long_queue_is_not_walked_for_a_few() -> None:
-    """Asked for one message, the runs come a page at a time at most."""
+    """Asked for one message, a long run comes in pieces as long as was asked."""
     line = Line(100_000, 64)
     first = next(line.ready.runs(1, 100_000))
     assert first == (0, 1)

@@ -1,5 +1,7 @@
 """The arithmetic of runs against sets."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ def test_clean(runs: list[tuple[int, int]]) -> None:
     """Ascending, disjoint, not adjacent, and the same numbers."""
     out = clean(runs)
     assert members(out) == sorted(set(members(runs)))
-    assert all(left[1] < right[0] for left, right in zip(out, out[1:]))
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(out))
     assert total(out) == len(set(members(runs)))
 
 

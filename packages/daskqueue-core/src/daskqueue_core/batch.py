@@ -11,11 +11,11 @@ from __future__ import annotations
 from array import array
 from enum import IntEnum
 from itertools import accumulate
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 __all__ = ["Batch", "Buffer", "Keep", "Kind", "Part", "Run", "lengths_column", "merge_runs"]
 
-Buffer = Union[bytes, memoryview]
+Buffer = bytes | memoryview
 
 Run = tuple[int, int]
 """Consecutive messages of one queue: `(start, stop)`."""
@@ -39,7 +39,7 @@ class Keep(IntEnum):
 class Batch(NamedTuple):
     """`count` consecutive messages with the same options."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
     body: Buffer
     lengths: bytes = b""  # little-endian u32 each; empty: `body` is one block
     shared: bytes = b""  # what every message of the batch needs to be decoded
@@ -85,7 +85,7 @@ class Part(NamedTuple):
     function: bytes
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         """How many messages."""
         return self.stop - self.start
 

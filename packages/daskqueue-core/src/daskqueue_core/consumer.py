@@ -66,7 +66,7 @@ class LeaseBook:
         return number
 
     def granted(self, request: int, lease: int, size: int) -> bool:
-        """`request` was answered with a lease of `size` messages. False: it was withdrawn, give the lease back and do not run it."""
+        """`request` was answered with a lease of `size` messages. False: it was withdrawn, so give the lease back."""
         if request not in self._open:
             return False
         self._open.discard(request)
@@ -84,7 +84,7 @@ class LeaseBook:
             held.done, held.started = max(held.done, done), started
 
     def settled(self, lease: int, count: int) -> bool:
-        """The queue answered for `count` messages of `lease` (report, release or agreement). True: that was the last."""
+        """The queue answered for `count` messages of `lease` (report or release). True: those were the last."""
         held = self._held.get(lease)
         if held is None:
             return False

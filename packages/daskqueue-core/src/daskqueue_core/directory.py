@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 __all__ = [
     "Consume",
@@ -43,7 +43,7 @@ class Host(NamedTuple):
 
     address: str
     pool: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
     uuid: str
     epoch: int
     options: Mapping[str, Any]
@@ -71,7 +71,7 @@ class Consume(NamedTuple):
     address: str
     pool: str
     consumers: str
-    count: int
+    count: int  # type: ignore[assignment]
     spec: Mapping[str, Any]
 
 
@@ -83,7 +83,7 @@ class StopConsuming(NamedTuple):
     drain: bool
 
 
-Order = Union[Host, Drop, Release, Consume, StopConsuming]
+Order = Host | Drop | Release | Consume | StopConsuming
 
 
 @dataclass
@@ -283,9 +283,11 @@ class Directory:
         if not self._workers:
             return []
         placed = consumers.placed
-        target = dict.fromkeys(self._workers, 1) if consumers.count is None else {
-            address: placed.get(address, 0) for address in self._workers
-        }
+        target = (
+            dict.fromkeys(self._workers, 1)
+            if consumers.count is None
+            else {address: placed.get(address, 0) for address in self._workers}
+        )
         if consumers.count is not None:
             while sum(target.values()) < consumers.count:
                 target[min(target, key=target.__getitem__)] += 1

@@ -234,7 +234,7 @@ class Ledger:
         offered: list[Run] = []
 
         def offer() -> Iterator[Run]:
-            for run in self._ready.runs(limit, self.committed):
+            for run in self._ready.runs(max(limit, self._pages.size), self.committed):
                 offered.append(run)
                 yield run
 

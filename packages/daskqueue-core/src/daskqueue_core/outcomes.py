@@ -44,8 +44,8 @@ class Outcome(NamedTuple):
     """How messages `index` to `index + count` of the batch that begins with the client's number `first` ended."""
 
     first: int
-    index: int
-    count: int
+    index: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
+    count: int  # type: ignore[assignment]
     accepted: tuple[Run, ...] = ()  # relative to `index`; empty: all of them
     values: Buffer = b""
     errors: tuple[ErrorBlob, ...] = ()

@@ -53,9 +53,7 @@ class Pacer:
     def wants(self, slots: int, cap: int | None = None) -> dict[bytes, int]:
         """How many messages of each known function make `TARGET_S` of work on each of `slots` slots."""
         most = CAP if cap is None else max(1, min(CAP, cap))
-        return {
-            function: max(1, min(most, int(TARGET_S / per))) * slots for function, per in self._seconds.items()
-        }
+        return {function: max(1, min(most, int(TARGET_S / per))) * slots for function, per in self._seconds.items()}
 
     def is_short(self, function: bytes, count: int) -> bool:
         """Whether the next lease may be fetched while this one runs."""

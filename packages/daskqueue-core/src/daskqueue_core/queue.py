@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, Union
+from typing import Any, Final, NamedTuple, Protocol
 
 from daskqueue_core.batch import Batch, Buffer, Keep, Kind, Part, Run, lengths_column, merge_runs
 from daskqueue_core.events import Event, Failed, Put, Reason
 from daskqueue_core.ledger import Duplicate, Early, Ledger, UnknownProducer
-from daskqueue_core.outcomes import Cursor, End, ErrorBlob, KeptResults, Outbox, Outcome, Outcomes, Report
+from daskqueue_core.outcomes import Cursor, End, KeptResults, Outbox, Outcome, Outcomes, Report
 from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
 
@@ -30,10 +30,10 @@ class Accepted(NamedTuple):
     """A put was admitted (or had been before): its messages are `base` to `base + count`."""
 
     base: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
 
 
-PutAnswer = Union[Accepted, Early, UnknownProducer]
+PutAnswer = Accepted | Early | UnknownProducer
 
 
 class Demand(NamedTuple):
@@ -109,7 +109,9 @@ class Consumer(Protocol):
 
     def ack(self, lease: int | Lease, ids: Sequence[int] | None = None) -> int: ...
 
-    def nack(self, lease: int | Lease, ids: Sequence[int] | None = None, *, error: bytes = b"", text: str = "") -> int: ...
+    def nack(
+        self, lease: int | Lease, ids: Sequence[int] | None = None, *, error: bytes = b"", text: str = ""
+    ) -> int: ...
 
     def settle(self, lease: int, reports: Sequence[Report]) -> int: ...
 
@@ -286,11 +288,10 @@ class TransientQueue:
         if request:
             held = self._ledger.find_grant(owner, request)
             if held is not None:
-                return Lease(held.id, request, self._parts(held.runs, have), self._ledger.deadline(owner), held.once)
+                deadline = self._ledger.deadline(owner) or 0
+                return Lease(held.id, request, self._parts(held.runs, have), deadline, held.once)
         choose = None if demand is None else self._chooser(limit, demand)
-        event = self._ledger.decide_lease(
-            limit, owner, self._clock(), ttl, request=request, once=once, choose=choose
-        )
+        event = self._ledger.decide_lease(limit, owner, self._clock(), ttl, request=request, once=once, choose=choose)
         if event is None:
             return None
         self._apply(event)
@@ -318,7 +319,9 @@ class TransientQueue:
                         picked.append((start, end))
                         room -= end - start
                         if entry.base not in have or batch.lengths:
-                            room_bytes -= batch.nbytes if not batch.lengths else batch.nbytes * (end - start) // batch.count
+                            room_bytes -= (
+                                batch.nbytes if not batch.lengths else batch.nbytes * (end - start) // batch.count
+                            )
                         if room <= 0 or room_bytes <= 0:
                             return list(merge_runs(picked))
                     start = end
@@ -517,6 +520,7 @@ class TransientQueue:
         """Apply an event by which messages may end without having run; their clients hear of it."""
         if event is None:
             return 0
+        assert not isinstance(event, Put)
         freed = self._ledger.apply(event)
         end = End.CRASHED if isinstance(event, Failed) else End.CANCELLED
         for start, stop in self._cut(freed):

@@ -55,18 +55,18 @@ class Ready:
                 break
         return taken
 
-    def runs(self, at_least: int, committed: int) -> Iterator[Run]:
+    def runs(self, most: int, committed: int) -> Iterator[Run]:
         """All ready runs below `committed`, ascending, found as they are asked for.
 
-        A run longer than `at_least` may come in several pieces, so that a few messages of a long queue cost little.
+        A run longer than `most` comes in pieces, so that a few messages of a long queue cost little.
         """
         if self.returned:
             self._trim()
-            yield from self._below(at_least, committed)
-        fresh = self._fresh(committed, at_least)
+            yield from self._below(most, committed)
+        fresh = self._fresh(committed, most)
         while fresh is not None:
             yield fresh
-            fresh = self._pages.next_ready(fresh[1], committed, at_least)
+            fresh = self._pages.next_ready(fresh[1], committed, most)
 
     def _fresh(self, committed: int, most: int) -> Run | None:
         """The first run at or above the cursor; the cursor moves up to it."""
@@ -77,12 +77,12 @@ class Ready:
             self.cursor = committed
         return run
 
-    def _below(self, at_least: int, committed: int) -> Iterator[Run]:
+    def _below(self, most: int, committed: int) -> Iterator[Run]:
         """The ready runs below the cursor. Hints overlap; each message is offered once."""
         position = 0
         for start, stop in self._in_order():
             start, stop = max(start, position), min(stop, committed)
-            while start < stop and (run := self._pages.next_ready(start, stop, at_least)) is not None:
+            while start < stop and (run := self._pages.next_ready(start, stop, most)) is not None:
                 yield run
                 start = run[1]
             position = max(position, stop)

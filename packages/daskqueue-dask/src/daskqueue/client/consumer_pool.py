@@ -42,7 +42,7 @@ class ConsumerPool:
         self,
         client: Client | None,
         queue_pool: QueuePool,
-        ConsumerClass: type[ConsumerBaseClass] = GeneralConsumer,
+        ConsumerClass: type[ConsumerBaseClass] = GeneralConsumer,  # noqa: N803  # as in 0.2.0
         n_consumers: int | None = None,
         *,
         concurrency: int | None = None,
@@ -56,7 +56,7 @@ class ConsumerPool:
             raise TypeError(f"queue_pool must be a QueuePool, not {queue_pool!r}")
         if client is not None and not isinstance(client, Client):
             raise TypeError(f"client must be a dask.distributed.Client, not {client!r}")
-        if not (isinstance(ConsumerClass, type) and issubclass(ConsumerClass, ConsumerBaseClass)):
+        if not (isinstance(ConsumerClass, type) and issubclass(ConsumerClass, ConsumerBaseClass)):  # type: ignore[redundant-expr]
             raise TypeError(f"ConsumerClass must be a subclass of ConsumerBaseClass, not {ConsumerClass!r}")
         if concurrency is not None and max_concurrency is not None:
             raise TypeError("concurrency and max_concurrency are the same option: give one of them")

@@ -211,7 +211,7 @@ class TaskFuture(Future):  # type: ignore[type-arg]
         return bool(self._done_callbacks)
 
     def _call_back(self) -> None:
-        self._callbacks.call(self._invoke_callbacks)
+        self._callbacks.call(self._invoke_callbacks)  # type: ignore[attr-defined]
 
 
 class FutureSink:

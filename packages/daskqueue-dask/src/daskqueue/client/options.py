@@ -46,7 +46,9 @@ def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if options["result_max_bytes"] is not None:
         options["result_max_bytes"] = int(parse_bytes(options["result_max_bytes"]))
     if options["on_queue_lost"] not in ON_QUEUE_LOST:
-        raise ValueError(f"on_queue_lost must be one of {', '.join(map(repr, ON_QUEUE_LOST))}, not {options['on_queue_lost']!r}")
+        raise ValueError(
+            f"on_queue_lost must be one of {', '.join(map(repr, ON_QUEUE_LOST))}, not {options['on_queue_lost']!r}"
+        )
     return options
 
 
@@ -85,4 +87,4 @@ def _durability(value: Any) -> str:
         raise ValueError(f"durability must be one of {', '.join(map(repr, known))}, not {value!r}{hint}") from None
     if durability is Durability.DURABLE:
         raise NotImplementedError("durable pools come with daskqueue-storage's store; use durability='transient'")
-    return durability.value
+    return str(durability.value)

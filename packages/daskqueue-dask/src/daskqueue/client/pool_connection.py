@@ -33,9 +33,7 @@ class PoolConnection(Losses):
         self.error: BaseException | None = None
         self._items_lost = 0
         ttl = options["result_ttl"]
-        self._kept = KeptResults(
-            ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"]
-        )
+        self._kept = KeptResults(ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"])
         self.streams = [ProducerStream(place.uuid, lambda: secrets.randbits(64)) for place in route.places]
         self.submitter = Submitter(session, route, self.streams, self)
         self.collector = Collector(session, route, self.streams, self, self._remember)
@@ -68,7 +66,7 @@ class PoolConnection(Losses):
         stream, place = self.streams[index], self.route.places[index]
         if stream.uuid == place.uuid or self.error is not None:
             return
-        asyncio.ensure_future(self._resubmit(index, place.uuid))
+        self.session.spawn(self._resubmit(index, place.uuid))
 
     async def _resubmit(self, index: int, uuid: str) -> None:
         stream = self.streams[index]
@@ -86,9 +84,7 @@ class PoolConnection(Losses):
         self.collector.check_quiet()
         try:
             await self.submitter.flush()
-            await self.session.link.call(
-                self.route, index, "resubmitted", uuid=uuid, client=self.session.client_id
-            )
+            await self.session.link.call(self.route, index, "resubmitted", uuid=uuid, client=self.session.client_id)
         except (QueueReplaced, PoolGone, SchedulerGone, DaskQueueError):
             pass  # whoever meets this on the streams deals with it
 
@@ -150,7 +146,9 @@ class PoolConnection(Losses):
         try:
             await asyncio.wait_for(work, left)
         except asyncio.TimeoutError:
-            raise TimeoutError(f"pool {self.name}: not everything was done in time; stats() says what is left") from None
+            raise TimeoutError(
+                f"pool {self.name}: not everything was done in time; stats() says what is left"
+            ) from None
 
     async def _join(self) -> None:
         before: list[JoinState] | None = None
@@ -158,9 +156,7 @@ class PoolConnection(Losses):
             await self.submitter.flush()
             self.check()
             wait = JOIN_WAIT_S if before is None else 0.0
-            states = await asyncio.gather(
-                *(self.call(index, "join", wait=wait) for index in range(len(self.route)))
-            )
+            states = await asyncio.gather(*(self.call(index, "join", wait=wait) for index in range(len(self.route))))
             done = all(state.idle for state in states)
             if done and before == states:
                 break

@@ -50,7 +50,7 @@ class QueuePool:
     ) -> None:
         check_count("n_queues", n_queues)
         plain = pool_options(options)
-        if name is not None and (not isinstance(name, str) or not name):
+        if name is not None and (not isinstance(name, str) or not name):  # type: ignore[redundant-expr]
             raise TypeError(f"a pool's name must be a string that is not empty, not {name!r}")
         session = _session(client)
         own_name = name if name is not None else f"unnamed-{uuid.uuid4().hex}"
@@ -286,9 +286,7 @@ class QueuePool:
         elif wait or cancel_futures:
             self._session.run(self._shut_down(cancel_futures))
         else:
-            self._session.soon(lambda: self._background.append(asyncio.ensure_future(self._shut_down(False))))
-
-    _background: list[Any] = []  # keeps shutdowns alive that nobody waits for
+            self._session.soon(lambda: self._session.spawn(self._shut_down(False)))
 
     async def _shut_down(self, cancel_futures: bool) -> None:
         if not cancel_futures and await self._served():

@@ -36,9 +36,10 @@ class Session:
         self._client = weakref.ref(client)
         self.client_id: str = client.id
         self.id = secrets.randbits(64)
-        self.loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
+        self.loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop  # type: ignore[union-attr]
         self.callbacks = CallbackThread()
         self._numbers = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._lock = threading.Lock()
         self._watchers: set[Callable[[BaseException], None]] = set()
         self.connections = new_connection_pool(client.connection_args)
@@ -104,6 +105,12 @@ class Session:
                 future.cancel()
                 raise
 
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run `coroutine` on the event loop, from the event loop; nobody waits for it."""
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Call `callback` on the client's event loop."""
         try:
@@ -143,7 +150,7 @@ class Session:
     async def _watch(self) -> None:
         why = "the Dask client was closed"
         try:
-            while self.alive:
+            while self.alive:  # noqa: ASYNC110  # Dask has no event for it
                 await asyncio.sleep(WATCH_S)
         except asyncio.CancelledError:
             why = "the Dask client's event loop was stopped"

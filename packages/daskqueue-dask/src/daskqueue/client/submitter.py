@@ -73,7 +73,6 @@ class Submitter:
         self._condition_left = FUTURES_PER_CONDITION
         self._accepted: dict[int, asyncio.Future[None]] = {}  # id of a batch -> who waits for it
         self._idle: list[asyncio.Future[None]] = []
-        self._puts: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
 
     # -- any thread
@@ -100,7 +99,7 @@ class Submitter:
         return future
 
     def send(self, batch: Batch, sink: Sink | None, shift: int = 0) -> None:
-        """Take a whole batch; its first message is number `shift` of the sink. Waits for room in the buffer, except on the event loop."""
+        """Take a whole batch, whose first message is number `shift` of the sink. Waits as `submit` does."""
         with self._lock:
             if self._buffered_bytes > BUFFER_BYTES:
                 self._await_room()
@@ -167,9 +166,7 @@ class Submitter:
         """Send what the window of queue `index` lets through."""
         stream = self._streams[index]
         while (put := stream.next_put()) is not None:
-            task = asyncio.ensure_future(self._put(index, stream.uuid, put))
-            self._puts.add(task)
-            task.add_done_callback(self._puts.discard)
+            self._session.spawn(self._put(index, stream.uuid, put))
 
     async def _put(self, index: int, uuid: str, put: PutRequest) -> None:
         stream = self._streams[index]
@@ -271,4 +268,3 @@ def _gather(calls: deque[_Call], client: int) -> tuple[Batch, list[TaskFuture]]:
         Keep.KEEP,
     )
     return batch, futures
-

@@ -31,7 +31,7 @@ HELLO_WAIT_S: Final = 10.0
 Answer = tuple[Any, ...]
 
 
-class DaskQueueScheduler(SchedulerPlugin):  # type: ignore[misc]
+class DaskQueueScheduler(SchedulerPlugin):
     """The directory of one cluster."""
 
     name = "daskqueue"
@@ -40,7 +40,7 @@ class DaskQueueScheduler(SchedulerPlugin):  # type: ignore[misc]
     def __init__(self) -> None:
         self.protocol = PROTOCOL
 
-    def start(self, scheduler: Scheduler) -> None:
+    def start(self, scheduler: Scheduler) -> None:  # type: ignore[override]
         """Must not await: between Dask's check for a plugin of that name and adding it, another client could come."""
         self.scheduler = scheduler
         self.directory = Directory(lambda: uuid.uuid4().hex)
@@ -113,9 +113,7 @@ class DaskQueueScheduler(SchedulerPlugin):  # type: ignore[misc]
         if record is None:
             self._carry_out(self.directory.open(name, options, n_queues, client=client, owned=owned))
         else:
-            differ = differences(
-                {**record.options, "n_queues": len(record.places)}, {**options, "n_queues": n_queues}
-            )
+            differ = differences({**record.options, "n_queues": len(record.places)}, {**options, "n_queues": n_queues})
             if differ:
                 raise _Refused("PoolExists", differ)
         return await self._up(name)
@@ -133,14 +131,18 @@ class DaskQueueScheduler(SchedulerPlugin):  # type: ignore[misc]
         return await self._up(pool)
 
     async def do_consume(
-        self, pool: str, consumers: str, spec: dict[str, Any], count: int | None, kinds: tuple[int, ...], early_ack: bool
+        self,
+        pool: str,
+        consumers: str,
+        spec: dict[str, Any],
+        count: int | None,
+        kinds: tuple[int, ...],
+        early_ack: bool,
     ) -> None:
         """Start a consumer pool; an error of a worker (it cannot load the class) is an error here."""
         if pool not in self.directory.pools:
             raise _Refused("PoolClosed", pool)
-        orders = self.directory.start_consumers(
-            pool, consumers, spec, count=count, kinds=kinds, early_ack=early_ack
-        )
+        orders = self.directory.start_consumers(pool, consumers, spec, count=count, kinds=kinds, early_ack=early_ack)
         failures = [failure for failure in await asyncio.gather(*self._carry_out(orders)) if failure is not None]
         if failures:
             self._carry_out(self.directory.stop_consumers(pool, consumers, drain=False))

@@ -78,7 +78,14 @@ class Link:
         self._refreshing: dict[str, asyncio.Future[None]] = {}
 
     async def call(
-        self, route: Route, index: int, op: str, *, uuid: str | None = None, patience: float | None = None, **arguments: Any
+        self,
+        route: Route,
+        index: int,
+        op: str,
+        *,
+        uuid: str | None = None,
+        patience: float | None = None,
+        **arguments: Any,
     ) -> Any:
         """Call `op` of the pool's queue `index`, of its life `uuid` (default: whichever is there).
 

@@ -196,9 +196,9 @@ class ConsumerActor:
                     self._open_request(index, free, POLL_S)
         finally:
             self._asking = None
-            if not self._stopping and self._slots - len(self._running) - len(self._backlog) > 0:
-                if len(self._requests) < len(self._route):
-                    self._ask()
+            idle = len(self._running) + len(self._backlog) < self._slots
+            if idle and not self._stopping and len(self._requests) < len(self._route):
+                self._ask()
 
     # -- leases
 
@@ -215,9 +215,7 @@ class ConsumerActor:
     ) -> bool:
         node = self._node
         book = node.book(uuid)
-        demand = Demand(
-            free, self._pacer.wants(free, self._spec["batch_size"]), self._kinds, self._blocks.bases(uuid)
-        )
+        demand = Demand(free, self._pacer.wants(free, self._spec["batch_size"]), self._kinds, self._blocks.bases(uuid))
         lease: Lease | None = None
         again = wait > 0
         try:
@@ -404,4 +402,3 @@ def _shares(parts: Sequence[Part], size: int) -> list[list[Part]]:
             shares[-1].append(first)
             room -= count
     return shares
-

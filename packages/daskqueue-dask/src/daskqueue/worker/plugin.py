@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 TEARDOWN_S: Final = 3.0
 
 
-class DaskQueueWorker(WorkerPlugin):  # type: ignore[misc]
+class DaskQueueWorker(WorkerPlugin):
     """daskqueue in one worker."""
 
     name = "daskqueue"
@@ -97,9 +97,7 @@ class DaskQueueWorker(WorkerPlugin):  # type: ignore[misc]
             logger.exception("worker %s failed at %s", self.worker.address, do)
             return ERROR, type(error).__name__, str(error)
 
-    async def order_host(
-        self, queue: str, epoch: int, options: dict[str, Any], expected: tuple[str, ...]
-    ) -> None:
+    async def order_host(self, queue: str, epoch: int, options: dict[str, Any], expected: tuple[str, ...]) -> None:
         """Serve a queue."""
         self.host.open(queue, epoch, options, expected)
 

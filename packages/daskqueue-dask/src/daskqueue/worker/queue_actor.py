@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from daskqueue.wire.clock import edge_clock
 from daskqueue.wire.operations import JoinState
@@ -31,6 +31,7 @@ EARLY_WAIT_S: Final = 30.0
 RESUBMIT_GRACE_S: Final = 10.0
 
 Alive = Callable[[], bool]
+T = TypeVar("T")
 
 
 class _Parked:
@@ -304,7 +305,7 @@ class QueueActor:
         self._wake()
 
 
-async def _wait(future: asyncio.Future[Any], seconds: float) -> Any:
+async def _wait(future: asyncio.Future[T], seconds: float) -> T:
     """The future's result, or None after `seconds`; a cancelled caller cancels it."""
     loop = asyncio.get_running_loop()
     timer = loop.call_later(seconds, _resolve, future)
