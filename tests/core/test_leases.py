@@ -117,6 +117,14 @@ def test_repeated_request_names_the_later_grant() -> None:
     assert table.grant("a", 5) is second
 
 
+def test_end_of_one_grant_keeps_the_others() -> None:
+    """Requests of one owner are told apart."""
+    table = Leases()
+    made = [lease(table, number, "a", (number, number + 1), request=number) for number in (4, 5, 6)]
+    table.ended(5, [(5, 6)])
+    assert [table.grant("a", number) for number in (4, 5, 6)] == [made[0], None, made[2]]
+
+
 def test_validate_finds_two_holders() -> None:
     """One message in two leases."""
     table = Leases()

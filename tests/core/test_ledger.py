@@ -326,6 +326,18 @@ def test_once_never_runs_twice() -> None:
     ]
 
 
+def test_progress_counts_what_was_granted() -> None:
+    """Parts that failed or went back since do not shift its positions."""
+    desk = Desk(10)
+    lease = desk.lease(once=True)
+    desk.give_back(lease.lease, [(1, 3)])
+    desk.ledger.heartbeat("a", {lease.lease: (0, 5)}, (), 0, 0, 100)
+    assert [event.runs for event in desk.lost("a") if isinstance(event, (Failed, Returned))] == [
+        ((0, 1), (3, 5)),
+        ((5, 10),),
+    ]
+
+
 def test_once_without_a_word_fails_whole() -> None:
     """Nothing was said of its progress, so all of it may have begun."""
     desk = Desk(3)
@@ -374,7 +386,7 @@ def test_choose_is_offered_runs_as_it_asks() -> None:
 def test_choose_may_skip() -> None:
     """Holes stay ready, in their place; what is next to each other is one run."""
     desk = Desk(12)
-    event = desk.ledger.decide_lease(9, "a", 0, 100, choose=lambda runs: [*runs, (2, 2)][:1] and [(5, 6), (6, 8)])
+    event = desk.ledger.decide_lease(9, "a", 0, 100, choose=lambda runs: [*runs] and [(5, 6), (6, 8)])
     assert event is not None
     assert event.runs == ((5, 8),)
     desk.do(event)

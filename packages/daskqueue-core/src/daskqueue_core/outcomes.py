@@ -9,10 +9,12 @@ Payloads are opaque: values are one pickle per run, errors one blob per failed m
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 from daskqueue_core.batch import Buffer, Run
+from daskqueue_core.runs import difference
 
 __all__ = ["Cursor", "End", "ErrorBlob", "KeptResults", "Outbox", "Outcome", "Outcomes", "Report"]
 
@@ -149,6 +151,22 @@ class KeptResults:
         for number in numbers:
             if number in self._kept:
                 self._collected.setdefault(number, now)
+
+    def forget(self, runs: Sequence[Run]) -> None:
+        """Nobody asks for these messages any more; ascending. What covers others too, or an error, stays.
+
+        Looks at all that is kept: people forget, hot paths do not.
+        """
+        for number, kept in list(self._kept.items()):
+            left = tuple(difference(kept.runs, runs))
+            if left == kept.runs:
+                continue
+            if left or kept.outcome.errors:
+                self._kept[number] = kept._replace(runs=left)
+            else:
+                del self._kept[number]
+                self._collected.pop(number, None)
+                self.nbytes -= kept.nbytes
 
     def expire(self, now: int) -> list[Run]:
         """Drop what is over its time or too much. Returns the queue numbers to forget."""

@@ -216,10 +216,11 @@ class ProducerStream:
         self.cursor = None
         lost: list[LostBatch] = []
         again: list[Batch] = items
-        for first, pending in list(self._pending.items()):
+        before, self._pending = self._pending, {}  # filled again in the same order: it is that of submission
+        for first, pending in before.items():
             if first in never_sent:
+                self._pending[first] = pending
                 continue
-            del self._pending[first]
             batch, runs = pending.batch, pending.unfinished()
             if not resubmit or batch.resent >= MAX_RESENT:
                 lost.append(LostBatch(pending.sink, pending.shift, tuple(runs), batch.resent))

@@ -289,7 +289,8 @@ class TransientQueue:
             held = self._ledger.find_grant(owner, request)
             if held is not None:
                 deadline = self._ledger.deadline(owner) or 0
-                return Lease(held.id, request, self._parts(held.runs, have), deadline, held.once)
+                runs = self._ledger.held(held.id)  # the payloads of what has ended may be gone
+                return Lease(held.id, request, self._parts(runs, have), deadline, held.once)
         choose = None if demand is None else self._chooser(limit, demand)
         event = self._ledger.decide_lease(limit, owner, self._clock(), ttl, request=request, once=once, choose=choose)
         if event is None:
@@ -340,11 +341,14 @@ class TransientQueue:
         return tuple(parts)
 
     def ack(self, lease: int | Lease, ids: Sequence[int] | None = None) -> int:
-        """These messages (default: all of the lease) succeeded, without a value. Returns how many that was news of."""
+        """These messages succeeded, without a value. Returns how many that was news of.
+
+        Default: all that the lease still holds. Late news must name its messages, since nobody else knows them.
+        """
         return self.settle(_lease_id(lease), [Report(*run) for run in self._runs(lease, ids)])
 
     def nack(self, lease: int | Lease, ids: Sequence[int] | None = None, *, error: bytes = b"", text: str = "") -> int:
-        """These messages (default: all of the lease) failed. Returns how many that was news of."""
+        """These messages (default: all that the lease holds) failed. Returns how many that was news of."""
         reports = [
             Report(start, stop, errors=tuple((i, error, text) for i in range(stop - start)))
             for start, stop in self._runs(lease, ids)
@@ -374,7 +378,7 @@ class TransientQueue:
             self._ledger.stale += report.stop - report.start
             return 0
         now, batch = self._clock(), entry.batch
-        failed = [report.start + index for index, _, _ in report.errors]
+        failed = sorted([report.start + index for index, _, _ in report.errors])
         good = _without((report.start, report.stop), failed)
         keep = batch.keep == Keep.KEEP
         acked = self._ledger.decide_ack(lease, good, now, keep=keep) if good else None
@@ -462,8 +466,14 @@ class TransientQueue:
         return self._apply_ends(self._ledger.decide_cancel(runs, self._clock()))
 
     def forget(self, runs: Sequence[Run]) -> int:
-        """Drop kept successes and cancelled messages. Returns how many."""
-        return self._apply_ends(self._ledger.decide_forget(runs, self._clock()))
+        """Drop kept successes and cancelled messages. Returns how many.
+
+        The bytes of a result are free when all the messages it covers are forgotten.
+        """
+        event = self._ledger.decide_forget(runs, self._clock())
+        if event is not None:
+            self._kept.forget(event.runs)
+        return self._apply_ends(event)
 
     def read_kept(self, after: int = 0, limit_bytes: int = REPLY_BYTES) -> tuple[int, list[tuple[int, Outcome]]]:
         """`(client, outcome)` of kept results; the number to go on with, -1 at the end."""
@@ -533,7 +543,7 @@ class TransientQueue:
     def _expire_kept(self) -> None:
         runs = self._kept.expire(self._clock())
         if runs:
-            self.forget(runs)
+            self._apply_ends(self._ledger.decide_forget(runs, self._clock()))
 
     def _entry(self, seq: int) -> _Entry:
         entry = self._find(seq)
@@ -572,10 +582,7 @@ class TransientQueue:
     def _runs(self, lease: int | Lease, ids: Sequence[int] | None) -> tuple[Run, ...]:
         if ids is not None:
             return tuple(_as_runs(sorted(ids)))
-        if isinstance(lease, Lease):
-            return lease.runs
-        held = self._ledger.lease(lease)
-        return tuple(held.runs) if held is not None else ()
+        return self._ledger.held(_lease_id(lease))
 
 
 def _lease_id(lease: int | Lease) -> int:

@@ -76,7 +76,7 @@ class Collector:
                     wait=POLL_S,
                 )
             except QueueReplaced:
-                self._losses.replaced(index)
+                await self._losses.replaced(index)
                 continue
             except (PoolGone, SchedulerGone, DaskQueueError) as error:
                 self._losses.over(error)

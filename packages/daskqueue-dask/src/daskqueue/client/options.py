@@ -44,7 +44,7 @@ def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
         value = options[name]
         options[name] = None if value is None and name == "result_ttl" else _seconds(name, value)
     if options["result_max_bytes"] is not None:
-        options["result_max_bytes"] = int(parse_bytes(options["result_max_bytes"]))
+        options["result_max_bytes"] = _bytes("result_max_bytes", options["result_max_bytes"])
     if options["on_queue_lost"] not in ON_QUEUE_LOST:
         raise ValueError(
             f"on_queue_lost must be one of {', '.join(map(repr, ON_QUEUE_LOST))}, not {options['on_queue_lost']!r}"
@@ -70,8 +70,18 @@ def check_count(name: str, value: Any) -> int:
     return value
 
 
+def _bytes(name: str, value: Any) -> int:
+    try:
+        return int(parse_bytes(value))
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(f"{name} must be a number of bytes, or text such as '256 MiB', not {value!r}") from None
+
+
 def _seconds(name: str, value: Any) -> float:
-    seconds = float(parse_timedelta(value))
+    try:
+        seconds = float(parse_timedelta(value))
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+        raise ValueError(f"{name} must be seconds, or text such as '90s' or '1h', not {value!r}") from None
     if not seconds >= 0:
         raise ValueError(f"{name} must not be negative, not {value!r}")
     return seconds

@@ -20,6 +20,7 @@ from daskqueue_core.producer import LostBatch, ProducerStream
 __all__ = ["PoolConnection"]
 
 JOIN_WAIT_S: Final = 20.0
+ASK_AGAIN_S: Final = 0.25
 
 
 class PoolConnection(Losses):
@@ -61,17 +62,16 @@ class PoolConnection(Losses):
 
     # -- losses
 
-    def replaced(self, index: int) -> None:
-        """Queue `index` was lost with its host and has another life: put again what is unfinished."""
-        stream, place = self.streams[index], self.route.places[index]
-        if stream.uuid == place.uuid or self.error is not None:
-            return
-        self.session.spawn(self._resubmit(index, place.uuid))
+    async def replaced(self, index: int) -> None:
+        """Queue `index` was lost with its host and has another life: put again what is unfinished.
 
-    async def _resubmit(self, index: int, uuid: str) -> None:
-        stream = self.streams[index]
+        Returns when the stream speaks for the new life, or is to be asked again.
+        """
+        stream, uuid = self.streams[index], self.route.places[index].uuid
+        if stream.uuid == uuid or self.error is not None:
+            return
         resubmit = self.options["on_queue_lost"] == "resubmit" and not await self._early_ack()
-        if stream.uuid == uuid or self.route.places[index].uuid != uuid:
+        if stream.uuid == uuid or self.route.places[index].uuid != uuid or self.error is not None:
             return
         self._items_lost += stream.items_accepted
         stream.items_accepted = 0
@@ -82,6 +82,9 @@ class PoolConnection(Losses):
         self.submitter.recount()
         self.submitter.kick(index)
         self.collector.check_quiet()
+        self.session.spawn(self._say_resubmitted(index, uuid))
+
+    async def _say_resubmitted(self, index: int, uuid: str) -> None:
         try:
             await self.submitter.flush()
             await self.session.link.call(self.route, index, "resubmitted", uuid=uuid, client=self.session.client_id)
@@ -90,11 +93,16 @@ class PoolConnection(Losses):
 
     async def _early_ack(self) -> bool:
         """Whether a consumer of the pool acknowledges early: what may have run must not run again."""
-        try:
-            answer = await self.session.ask("served", pool=self.name)
-        except OSError:
-            return True
-        return bool(answer[0] != OK or answer[1][1])
+        while self.error is None:
+            try:
+                answer = await self.session.ask("served", pool=self.name)
+            except OSError:  # only the directory's word makes a loss
+                await asyncio.sleep(ASK_AGAIN_S)
+            except PoolClosed:
+                break
+            else:
+                return bool(answer[0] != OK or answer[1][1])
+        return True
 
     def _lose(self, batch: LostBatch, resubmit: bool) -> None:
         if resubmit:

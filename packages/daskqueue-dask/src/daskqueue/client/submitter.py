@@ -44,8 +44,8 @@ class _Call(NamedTuple):
 class Losses:
     """What the submitter does not decide by itself: a queue was replaced, or the pool is over."""
 
-    def replaced(self, index: int) -> None:
-        """Queue `index` has another life."""
+    async def replaced(self, index: int) -> None:
+        """Queue `index` has another life; returns when its stream speaks for it, or is to be asked again."""
         raise NotImplementedError
 
     def over(self, error: BaseException) -> None:
@@ -184,7 +184,7 @@ class Submitter:
                 if not isinstance(answer, Early):
                     break
         except QueueReplaced:
-            self._losses.replaced(index)
+            await self._losses.replaced(index)
             return
         except (PoolGone, SchedulerGone, DaskQueueError) as error:
             self._losses.over(error)

@@ -78,7 +78,6 @@ class DaskQueueWorker(WorkerPlugin):
             except asyncio.TimeoutError:
                 logger.warning("worker %s: consumers still run while the worker leaves", worker.address)
         await self.host.close()
-        worker.handlers.pop(HANDLER, None)
         await asyncio.to_thread(self.async_loop.close, 1.0)
         await self.connections.close()
 

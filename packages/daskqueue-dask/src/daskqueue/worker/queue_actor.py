@@ -21,7 +21,7 @@ from daskqueue.wire.operations import JoinState
 from daskqueue_core.batch import Batch, Buffer, Run
 from daskqueue_core.ledger import Early
 from daskqueue_core.outcomes import Cursor, Outcome, Outcomes, Report
-from daskqueue_core.queue import DEFAULT_TTL, Demand, Lease, PutAnswer, TransientQueue
+from daskqueue_core.queue import DEFAULT_TTL, REPLY_BYTES, Demand, Lease, PutAnswer, TransientQueue
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["HEARTBEAT_S", "QueueActor"]
@@ -207,9 +207,11 @@ class QueueActor:
         """The directory says the owner is gone: what it held goes back."""
         return self._woken(self.queue.owner_lost(owner))
 
-    async def read_kept(self, after: int = 0) -> tuple[int, list[tuple[int, Outcome]]]:
+    async def read_kept(
+        self, after: int = 0, limit_bytes: int = REPLY_BYTES
+    ) -> tuple[int, list[tuple[int, Outcome]]]:
         """`(client, outcome)` of kept results; the number to go on with, -1 at the end."""
-        return self.queue.read_kept(after)
+        return self.queue.read_kept(after, limit_bytes)
 
     async def stats(self) -> QueueStats:
         """Counts."""

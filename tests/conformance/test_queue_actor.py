@@ -1,0 +1,51 @@
+"""QueueActor in this process: the same promises behind asynchronous methods."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from daskqueue.worker import queue_actor
+from daskqueue.worker.queue_actor import QueueActor
+from daskqueue_core.queue import Queue, TransientQueue
+from daskqueue_core.testing.conformance import QueueConformance, SuiteClock
+
+
+class Facade:
+    """Each call runs the event loop until it is answered."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, actor: QueueActor) -> None:
+        self._loop = loop
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._actor, name)
+        return lambda *args, **kwargs: self._loop.run_until_complete(method(*args, **kwargs))
+
+
+class TestQueueActor(QueueConformance):
+    """All of the suite: the actor's queue has the test's clock."""
+
+    @pytest.fixture(autouse=True)
+    def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Early puts are refused after a moment rather than half a minute."""
+        monkeypatch.setattr(queue_actor, "EARLY_WAIT_S", 0.01)
+
+    def setup_method(self) -> None:
+        """An event loop for each test."""
+        self.loop = asyncio.new_event_loop()
+
+    def teardown_method(self) -> None:
+        """It runs until the queue is closed."""
+        super().teardown_method()
+        self.loop.close()
+
+    def make_queue(self, clock: SuiteClock, **options: Any) -> Queue:
+        """An actor over a queue in this process."""
+        actor = self.loop.run_until_complete(_make(TransientQueue(clock=clock, **options)))
+        return cast(Queue, Facade(self.loop, actor))
+
+
+async def _make(queue: TransientQueue) -> QueueActor:
+    return QueueActor(queue)

@@ -1,0 +1,14 @@
+"""The queue in memory, called directly."""
+
+from typing import Any
+
+from daskqueue_core.queue import Queue, TransientQueue
+from daskqueue_core.testing.conformance import QueueConformance, SuiteClock
+
+
+class TestTransientQueue(QueueConformance):
+    """All of the suite."""
+
+    def make_queue(self, clock: SuiteClock, **options: Any) -> Queue:
+        """A queue in this process."""
+        return TransientQueue(clock=clock, **options)

@@ -1,0 +1,246 @@
+"""Clusters for the tests of the adapter, and an oracle outside of it: a file to which every task appends a line.
+
+One cluster of two workers is shared by the session; tests that kill, stop or add workers make one of their own
+(`new_cluster`: nannies bring a killed worker back; `new_workers`: bare processes, gone when killed).
+
+What this module defines travels to the workers by value, so that no worker needs to find the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+from distributed import Client, LocalCluster
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+STARTED_S = 30
+
+
+@pytest.fixture(autouse=True)
+def _by_value(request: pytest.FixtureRequest) -> None:
+    """Functions and classes of the test modules travel by value."""
+    cloudpickle.register_pickle_by_value(request.module)
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+    """Ask until `condition()` is true, and return what it said; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{condition} was not true within {timeout} s")
+        time.sleep(0.005)
+    return value
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Any]:
+    """`eventually(condition, timeout=10)`."""
+    return wait_until
+
+
+class Oracle:
+    """A file that counts executions: one O_APPEND write a line, which no kill can tear. Travels to the workers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def mark(self, text: object) -> None:
+        """Append a line."""
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(file, f"{text}\n".encode())
+        finally:
+            os.close(file)
+
+    def lines(self) -> list[str]:
+        """All lines so far."""
+        try:
+            return Path(self.path).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def counts(self) -> Counter[str]:
+        """How often each line was written."""
+        return Counter(self.lines())
+
+
+@pytest.fixture
+def oracle(tmp_path: Path) -> Oracle:
+    """A fresh one."""
+    return Oracle(tmp_path / "oracle")
+
+
+def quiet_cluster(**options: Any) -> LocalCluster:
+    """Worker processes of one thread each, without dashboards."""
+    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0} | options
+    return LocalCluster(
+        processes=True,
+        dashboard_address=None,
+        scheduler_kwargs={"dashboard_address": ":0"},  # else it warns when another cluster has the default port
+        silence_logs=logging.CRITICAL,
+        **options,
+    )
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    """The shared one: two worker processes of one thread each."""
+    with quiet_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def shared_client(cluster: LocalCluster) -> Iterator[Client]:
+    """The shared cluster's client."""
+    with Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def client(shared_client: Client) -> Client:
+    """The shared client, on a cluster that has its two workers."""
+    shared_client.wait_for_workers(2, timeout=STARTED_S)
+    return shared_client
+
+
+@pytest.fixture
+def new_client() -> Iterator[Callable[..., Client]]:
+    """`new_client(cluster or address)`: one more client, closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(where: Any, **options: Any) -> Client:
+            return stack.enter_context(Client(where, set_as_default=False, **options))
+
+        yield make
+
+
+@pytest.fixture
+def new_cluster(new_client: Callable[..., Client]) -> Iterator[Callable[..., tuple[LocalCluster, Client]]]:
+    """`new_cluster(n_workers=2, ...)`: a cluster of the test's own, with nannies, and its client."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: Any) -> tuple[LocalCluster, Client]:
+            cluster = stack.enter_context(quiet_cluster(**options))
+            return cluster, stack.enter_context(Client(cluster, set_as_default=False))
+
+        yield make
+
+
+class Workers:
+    """A scheduler in this process and bare worker processes without a nanny: a killed one stays dead."""
+
+    def __init__(self, count: int, *, env: dict[str, str] | None = None, wait: bool = True) -> None:
+        self.cluster = quiet_cluster(n_workers=0)
+        self.client = Client(self.cluster, set_as_default=False)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.add(count, env=env, wait=wait)
+
+    def add(self, count: int, *, env: dict[str, str] | None = None, wait: bool = True) -> None:
+        """Start more of them."""
+        self.processes += [spawn("dask_worker", self.cluster.scheduler_address, env=env) for _ in range(count)]
+        if wait:
+            self.client.wait_for_workers(len(self.processes), timeout=STARTED_S)
+
+    def close(self) -> None:
+        """End everything."""
+        self.client.close()
+        self.cluster.close()
+        end(*self.processes)
+
+
+def spawn(command: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A `dask scheduler` or a `dask worker`."""
+    options = ["--no-dashboard"]
+    if command == "dask_worker":
+        options += ["--no-nanny", "--nthreads", "1", "--memory-limit", "0", "--death-timeout", "30"]
+    return subprocess.Popen(
+        [sys.executable, "-m", f"distributed.cli.{command}", *arguments, *options],
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def end(*processes: subprocess.Popen[bytes]) -> None:
+    """Kill those that live."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+
+
+@pytest.fixture
+def new_workers() -> Iterator[Callable[..., Workers]]:
+    """`new_workers(2)`: bare worker processes of the test's own."""
+    with contextlib.ExitStack() as stack:
+
+        def make(count: int, **options: Any) -> Workers:
+            workers = Workers(count, **options)
+            stack.callback(workers.close)
+            return workers
+
+        yield make
+
+
+@pytest.fixture
+def processes() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """`processes("dask_worker", address, env=...)`: Dask's own commands, killed at the end."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(command: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        running.append(spawn(command, *arguments, env=env))
+        return running[-1]
+
+    yield start
+    end(*running)
+
+
+class Victims:
+    """Who hosts what, by process id."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def pids(self) -> dict[str, int]:
+        """Process ids of the workers, by address."""
+        return dict(self.client.run(os.getpid))
+
+    def host(self, pool: Any, index: int = 0) -> str:
+        """The address of the worker that hosts a queue of `pool`."""
+        places = self.client.run_on_scheduler(_addresses, pool.name)
+        return str(places[index])
+
+    def others(self, pool: Any) -> list[str]:
+        """Addresses of the workers that host no queue of `pool`."""
+        places = self.client.run_on_scheduler(_addresses, pool.name)
+        return [address for address in self.pids() if address not in places]
+
+    def kill(self, address: str, signum: int = signal.SIGKILL) -> int:
+        """Signal the worker at `address`; returns its process id."""
+        pid = self.pids()[address]
+        os.kill(pid, signum)
+        return pid
+
+
+def _addresses(pool: str, dask_scheduler: Any = None) -> list[str]:
+    directory = dask_scheduler.plugins["daskqueue"].directory
+    return [place.address for place in directory.pools[pool].places]
+
+
+@pytest.fixture
+def victims() -> type[Victims]:
+    """`victims(client)`."""
+    return Victims
