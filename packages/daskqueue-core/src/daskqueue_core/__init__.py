@@ -7,5 +7,42 @@ queue in memory. Pure: no clock, no I/O, no threads; they come in as arguments.
 from __future__ import annotations
 
 from daskqueue_core.__about__ import __version__
+from daskqueue_core.batch import Batch, Keep, Kind, Part
+from daskqueue_core.consumer import LeaseBook, RequestNumbers
+from daskqueue_core.directory import Directory
+from daskqueue_core.errors import DaskQueueError, IllegalMove
+from daskqueue_core.ledger import Ledger
+from daskqueue_core.outcomes import Outcome, Outcomes, Report
+from daskqueue_core.pacing import Pacer
+from daskqueue_core.producer import ProducerStream
+from daskqueue_core.queue import Admin, Consumer, Demand, Lease, Producer, Queue, TransientQueue
+from daskqueue_core.states import MessageState
+from daskqueue_core.stats import QueueStats
 
-__all__ = ["__version__"]
+__all__ = [
+    "Admin",
+    "Batch",
+    "Consumer",
+    "DaskQueueError",
+    "Demand",
+    "Directory",
+    "IllegalMove",
+    "Keep",
+    "Kind",
+    "Lease",
+    "LeaseBook",
+    "Ledger",
+    "MessageState",
+    "Outcome",
+    "Outcomes",
+    "Pacer",
+    "Part",
+    "Producer",
+    "ProducerStream",
+    "Queue",
+    "QueueStats",
+    "Report",
+    "RequestNumbers",
+    "TransientQueue",
+    "__version__",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 from daskqueue.__about__ import __version__
@@ -23,6 +23,21 @@ if TYPE_CHECKING:
         QueueUnavailable,
         WorkerCrashed,
     )
+
+def _refuse_predecessor() -> None:
+    """daskqueue 0.2.0 has the same import name, so installing it overwrites files of this package."""
+    try:
+        version = metadata.version("daskqueue")
+    except metadata.PackageNotFoundError:
+        return
+    if version.startswith("0."):
+        raise ImportError(
+            f"the distribution daskqueue {version} is installed beside daskqueue-dask {__version__} and overwrote files "
+            "of it: pip uninstall daskqueue daskqueue-dask, then install daskqueue-dask again"
+        )
+
+
+_refuse_predecessor()
 
 _HOMES = {
     "ConsumerBaseClass": "daskqueue.consumers",
