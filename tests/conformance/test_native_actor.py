@@ -1,4 +1,4 @@
-"""QueueActor as a native Dask actor, on a worker in another process: the same promises, and all that travels pickles."""
+"""QueueActor as a native Dask actor, in a worker process: the same promises, and all that travels pickles."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,7 +9,8 @@ from distributed import Client, LocalCluster
 
 from daskqueue.worker.queue_actor import QueueActor
 from daskqueue_core.queue import Queue
-from daskqueue_core.testing.conformance import QueueConformance, SuiteClock
+from daskqueue_core.testing.clock import ManualClock
+from daskqueue_core.testing.conformance import QueueConformance
 
 
 class Facade:
@@ -34,7 +35,7 @@ def client() -> Iterator[Client]:
     """One worker process for the module."""
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=logging.CRITICAL
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -51,6 +52,6 @@ class TestNativeActor(QueueConformance):
     def _client(self, client: Client) -> None:
         self.client = client
 
-    def make_queue(self, clock: SuiteClock, **options: Any) -> Queue:
+    def make_queue(self, clock: ManualClock, **options: Any) -> Queue:
         """An actor of its own for each test."""
         return cast(Queue, Facade(self.client.submit(QueueActor, actor=True, pure=False).result()))

@@ -9,7 +9,8 @@ import pytest
 from daskqueue.worker import queue_actor
 from daskqueue.worker.queue_actor import QueueActor
 from daskqueue_core.queue import Queue, TransientQueue
-from daskqueue_core.testing.conformance import QueueConformance, SuiteClock
+from daskqueue_core.testing.clock import ManualClock
+from daskqueue_core.testing.conformance import QueueConformance
 
 
 class Facade:
@@ -41,7 +42,7 @@ class TestQueueActor(QueueConformance):
         super().teardown_method()
         self.loop.close()
 
-    def make_queue(self, clock: SuiteClock, **options: Any) -> Queue:
+    def make_queue(self, clock: ManualClock, **options: Any) -> Queue:
         """An actor over a queue in this process."""
         actor = self.loop.run_until_complete(_make(TransientQueue(clock=clock, **options)))
         return cast(Queue, Facade(self.loop, actor))

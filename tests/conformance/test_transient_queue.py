@@ -3,12 +3,13 @@
 from typing import Any
 
 from daskqueue_core.queue import Queue, TransientQueue
-from daskqueue_core.testing.conformance import QueueConformance, SuiteClock
+from daskqueue_core.testing.clock import ManualClock
+from daskqueue_core.testing.conformance import QueueConformance
 
 
 class TestTransientQueue(QueueConformance):
     """All of the suite."""
 
-    def make_queue(self, clock: SuiteClock, **options: Any) -> Queue:
+    def make_queue(self, clock: ManualClock, **options: Any) -> Queue:
         """A queue in this process."""
         return TransientQueue(clock=clock, **options)

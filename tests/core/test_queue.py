@@ -5,27 +5,19 @@ import pytest
 from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
 from daskqueue_core.outcomes import Report
 from daskqueue_core.queue import Accepted, Demand, TransientQueue
+from daskqueue_core.testing.clock import ManualClock
 
 SECOND = 10**9
 
 
-class Clock:
-    """Stands still."""
-
-    now = 0
-
-    def __call__(self) -> int:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
+def clock() -> ManualClock:
     """The test's time."""
-    return Clock()
+    return ManualClock()
 
 
 @pytest.fixture
-def queue(clock: Clock) -> TransientQueue:
+def queue(clock: ManualClock) -> TransientQueue:
     """An empty queue."""
     return TransientQueue(clock=clock, uuid="q", epoch=3)
 
@@ -93,21 +85,21 @@ def test_owners(queue: TransientQueue) -> None:
     assert queue.owners() == ["b"]
 
 
-def test_a_deaf_queue_expires_nobody(queue: TransientQueue, clock: Clock) -> None:
+def test_a_deaf_queue_expires_nobody(queue: TransientQueue, clock: ManualClock) -> None:
     """All deadlines move by the time in which nobody could be heard."""
     queue.put(b"a")
     queue.lease(1, owner="a", ttl=30 * SECOND)
-    clock.now += 90 * SECOND
+    clock.advance(90)
     queue.shift_deadlines(90 * SECOND)
     queue.tick()
     assert queue.owners() == ["a"]
     assert queue.next_ready_at() == 120 * SECOND
-    clock.now += 30 * SECOND
+    clock.advance(30)
     queue.tick()
     assert queue.owners() == []
 
 
-def test_the_earlier_of_lease_and_result(queue: TransientQueue, clock: Clock) -> None:
+def test_the_earlier_of_lease_and_result(queue: TransientQueue, clock: ManualClock) -> None:
     """The timer is set for whichever comes first."""
     queue.admit([calls(0, 2, Keep.KEEP)])
     lease = queue.lease(1, owner="a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import types
@@ -269,6 +270,7 @@ def test_same_name_with_other_options(client: Client) -> None:
 # ------------------------------------------------------------------------------------------------- other processes
 
 BLOCK = """
+import os
 import sys
 
 class Block:
@@ -316,3 +318,11 @@ def test_another_protocol(client: Client, monkeypatch: pytest.MonkeyPatch) -> No
         for make in (lambda: QueuePool(client), lambda: QueuePool.attach(client, "here")):
             with pytest.raises(NotInstalled, match="protocol 99, the scheduler 1: install the same version"):
                 make()
+
+
+def test_worker_with_another_protocol(new_workers: Callable[..., Any], tmp_path: Path) -> None:
+    """A worker of another version is refused too."""
+    (tmp_path / "sitecustomize.py").write_text("import daskqueue.wire.operations as it\nit.PROTOCOL = 99\n")
+    workers = new_workers(1, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])})
+    with pytest.raises(NotInstalled, match="worker .* protocol 99, the scheduler 1: install the same version"):
+        QueuePool(workers.client)

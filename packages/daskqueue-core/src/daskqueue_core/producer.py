@@ -137,8 +137,12 @@ class ProducerStream:
             self._pending[batch.first] = _Pending(batch, sink, shift)
 
     def next_put(self) -> PutRequest | None:
-        """The next put to send, if the window has room. Repeat it, as it is, until it is answered."""
-        if not self._offered or len(self._unanswered) >= self._window:
+        """The next put to send, if the window has room. Repeat it, as it is, until it is answered.
+
+        The first under an id goes alone: a later one that overtook it would meet a queue that does not know the
+        producer, which means evicted, and all would be put again under another id, to the side of the first.
+        """
+        if not self._offered or len(self._unanswered) >= self._window or 0 in self._unanswered:
             return None
         batches: list[Batch] = []
         nbytes = 0

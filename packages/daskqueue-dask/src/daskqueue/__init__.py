@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         WorkerCrashed,
     )
 
+
 def _refuse_predecessor() -> None:
     """daskqueue 0.2.0 has the same import name, so installing it overwrites files of this package."""
     try:
@@ -32,8 +33,8 @@ def _refuse_predecessor() -> None:
         return
     if version.startswith("0."):
         raise ImportError(
-            f"the distribution daskqueue {version} is installed beside daskqueue-dask {__version__} and overwrote files "
-            "of it: pip uninstall daskqueue daskqueue-dask, then install daskqueue-dask again"
+            f"daskqueue {version} is installed beside daskqueue-dask {__version__} and overwrote files of it: "
+            "pip uninstall daskqueue daskqueue-dask, then install daskqueue-dask again"
         )
 
 

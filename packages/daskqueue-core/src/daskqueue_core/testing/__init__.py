@@ -1,7 +1,50 @@
 """What this package is tested with, for whoever builds on it."""
 
+from daskqueue_core.testing.clock import ManualClock
+from daskqueue_core.testing.conformance import QueueConformance
 from daskqueue_core.testing.ledger_machine import ledger_machine
 from daskqueue_core.testing.ledger_pair import LedgerPair
 from daskqueue_core.testing.model import ModelLease, ModelLedger, ModelMessage
+from daskqueue_core.testing.network import Chance, Fate, Message, Rule, SimNetwork
+from daskqueue_core.testing.sim_client import SimCancelled, SimClient, SimFuture
+from daskqueue_core.testing.sim_cluster import SimCluster, SimDirectory, SimWorker
+from daskqueue_core.testing.sim_consumer import SimConsumer, SimWork, Start
+from daskqueue_core.testing.sim_host import SimHost, SimQueue
+from daskqueue_core.testing.sim_link import PoolGone, QueueReplaced, SimLink
+from daskqueue_core.testing.simulation import Cancelled, Promise, SimNode, Simulation, SimulationStuck, Task, Timer
 
-__all__ = ["LedgerPair", "ModelLease", "ModelLedger", "ModelMessage", "ledger_machine"]
+__all__ = [
+    "Cancelled",
+    "Chance",
+    "Fate",
+    "LedgerPair",
+    "ManualClock",
+    "Message",
+    "ModelLease",
+    "ModelLedger",
+    "ModelMessage",
+    "PoolGone",
+    "Promise",
+    "QueueConformance",
+    "QueueReplaced",
+    "Rule",
+    "SimCancelled",
+    "SimClient",
+    "SimCluster",
+    "SimConsumer",
+    "SimDirectory",
+    "SimFuture",
+    "SimHost",
+    "SimLink",
+    "SimNetwork",
+    "SimNode",
+    "SimQueue",
+    "SimWork",
+    "SimWorker",
+    "Simulation",
+    "SimulationStuck",
+    "Start",
+    "Task",
+    "Timer",
+    "ledger_machine",
+]

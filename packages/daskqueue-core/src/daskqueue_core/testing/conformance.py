@@ -14,13 +14,12 @@ Not here: what only one kind of queue promises (waiting, durability, hand-over).
 
 from __future__ import annotations
 
-from daskqueue_core.testing.suite_base import SuiteClock
 from daskqueue_core.testing.suite_control import ControlRules
 from daskqueue_core.testing.suite_leases import LeaseRules
 from daskqueue_core.testing.suite_outcomes import OutcomeRules
 from daskqueue_core.testing.suite_puts import PutRules
 
-__all__ = ["QueueConformance", "SuiteClock"]
+__all__ = ["QueueConformance"]
 
 
 class QueueConformance(PutRules, LeaseRules, OutcomeRules, ControlRules):

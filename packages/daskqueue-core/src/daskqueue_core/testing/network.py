@@ -3,8 +3,9 @@
 It is as unkind as TCP with retries, no more: a message that is dropped breaks its connection, which the caller
 notices, and whoever repeats a call makes the copy. Nothing is lost in silence, except what went to a dead machine.
 
-A `Rule` hits chosen messages, and remembers which, so that a test can show that its scenario took place. `Chance`
-hits any, with the random numbers handed in. Rules come first.
+A `Rule` hits chosen messages, and remembers which, so that a test can show that its scenario took place; the first
+one that hits decides. One without a fate only watches. `Chance` hits any, with the random numbers handed in, where no
+rule decides.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Rule:
     None matches anything; `where` sees the content.
     """
 
-    fate: Fate
+    fate: Fate | None
     op: str | None = None
     kind: str = "request"
     source: str | None = None
@@ -62,7 +63,7 @@ class Rule:
     _seen: int = 0
 
     def judge(self, message: Message) -> Fate | None:
-        """Its fate, if this rule has one for it."""
+        """Its fate, if this rule has one for it; remembers it if it hits."""
         if (
             message.kind != self.kind
             or self.op not in (None, message.op)
@@ -140,6 +141,20 @@ class SimNetwork:
         fate = Fate(delay, drop, copies, copy_delay)
         rule = Rule(fate, op, kind, source, target, where, nth, times)
         self.rules.append(rule)
+        return rule
+
+    def watch(
+        self,
+        op: str | None = None,
+        kind: str = "request",
+        *,
+        source: str | None = None,
+        target: str | None = None,
+        where: Callable[[Any], bool] | None = None,
+    ) -> Rule:
+        """Remember all messages that match, and leave them alone."""
+        rule = Rule(None, op, kind, source, target, where, times=None)
+        self.rules.insert(0, rule)
         return rule
 
     async def call(self, source: SimNode, address: str, op: str, content: dict[str, Any]) -> Any:

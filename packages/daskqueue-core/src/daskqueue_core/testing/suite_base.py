@@ -1,4 +1,4 @@
-"""What the chapters of the conformance suite share: the hook, a clock, and short ways to say batch and outcome.
+"""What the chapters of the conformance suite share: the hook, and short ways to say batch and outcome.
 
 Not a chapter: it has no tests. Nothing here imports pytest; a test that cannot be run raises `unittest.SkipTest`.
 """
@@ -14,25 +14,12 @@ from daskqueue_core.batch import Batch, Keep, Kind, Run, lengths_column
 from daskqueue_core.outcomes import Cursor, End, Outcome, Outcomes, Report
 from daskqueue_core.queue import Accepted, Lease, PutAnswer, Queue
 from daskqueue_core.states import MessageState
+from daskqueue_core.testing.clock import ManualClock
 
-__all__ = ["CLIENT", "SECOND", "SuiteBase", "SuiteClock", "calls", "ends", "singles", "value_error"]
+__all__ = ["CLIENT", "SECOND", "SuiteBase", "calls", "ends", "refused", "singles"]
 
 CLIENT: Final = 0xC11E27
 SECOND: Final = 10**9
-
-
-class SuiteClock:
-    """Stands still until it is told to go on. Nanoseconds."""
-
-    def __init__(self) -> None:
-        self.now = 1_000 * SECOND
-
-    def __call__(self) -> int:
-        return self.now
-
-    def advance(self, by: int) -> None:
-        """`by` nanoseconds pass."""
-        self.now += by
 
 
 class SuiteBase:
@@ -41,14 +28,14 @@ class SuiteBase:
     manual_clock: ClassVar[bool] = True
     """Whether `make_queue` obeys its clock and options. If not, the tests that need them are skipped."""
 
-    def make_queue(self, clock: SuiteClock, **options: Any) -> Queue:
+    def make_queue(self, clock: ManualClock, **options: Any) -> Queue:
         """An empty queue with a life of its own. `options`: `result_ttl` (nanoseconds), `result_max_bytes`."""
         raise NotImplementedError("a conformance class says how its queue is made: override make_queue")
 
     @cached_property
-    def clock(self) -> SuiteClock:
+    def clock(self) -> ManualClock:
         """This test's time."""
-        return SuiteClock()
+        return ManualClock(1_000 * SECOND)
 
     @cached_property
     def queue(self) -> Queue:
@@ -67,6 +54,10 @@ class SuiteBase:
         if options:
             self.__dict__["queue"] = self.make_queue(self.clock, **options)
         return self.queue
+
+    def wait(self, nanoseconds: int) -> None:
+        """So much time passes."""
+        self.clock.set(self.clock() + nanoseconds)
 
     def admit(self, *batches: Batch, **numbered: int) -> range:
         """Put batches that must be admitted; their numbers."""
@@ -127,10 +118,10 @@ def _numbers(runs: Sequence[Run]) -> list[int]:
     return [number for start, stop in runs for number in range(start, stop)]
 
 
-def value_error(call: Callable[..., Any], *args: Any, **kwargs: Any) -> ValueError:
-    """The ValueError that `call` must raise."""
+def refused(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """`call` must raise a ValueError."""
     try:
         answer = call(*args, **kwargs)
-    except ValueError as error:
-        return error
+    except ValueError:
+        return
     raise AssertionError(f"no ValueError, but {answer!r}")

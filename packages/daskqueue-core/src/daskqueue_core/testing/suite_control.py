@@ -71,11 +71,11 @@ class ControlRules(SuiteBase):
         queue.put_block(b"block", 2)
         held = {self.lease(1, owner="a", ttl=10 * SECOND).id: (0, 1) for _ in range(2)}
         start = self.clock()
-        self.clock.advance(9 * SECOND)
+        self.wait(9 * SECOND)
         queue.heartbeat("a", held, [], 0, ttl=10 * SECOND)
         assert queue.next_ready_at() == start + 19 * SECOND
         queue.heartbeat("a", held, [], 0, ttl=1)
-        self.clock.advance(10 * SECOND - 1)
+        self.wait(10 * SECOND - 1)
         queue.tick()
         assert queue.stats().delivered == 2
 
@@ -259,10 +259,10 @@ class ControlRules(SuiteBase):
         self.lease(2, owner="a", ttl=10 * SECOND)
         self.lease(2, owner="b", ttl=20 * SECOND)
         assert queue.next_ready_at() == self.clock() + 10 * SECOND
-        self.clock.advance(10 * SECOND - 1)
+        self.wait(10 * SECOND - 1)
         queue.tick()
         assert queue.stats().delivered == 4
-        self.clock.advance(1)
+        self.wait(1)
         queue.tick()
         assert (queue.stats().delivered, queue.stats().failed) == (2, 0)
         assert queue.next_ready_at() == self.clock() + 10 * SECOND
@@ -273,7 +273,7 @@ class ControlRules(SuiteBase):
         queue = self.timed_queue()
         self.admit(calls(0, 2))
         lease = self.lease(owner="a", ttl=SECOND)
-        self.clock.advance(SECOND)
+        self.wait(SECOND)
         queue.tick()
         assert queue.nack(lease, [1], text="Boom") == 0
         assert queue.ack(lease, [0]) == 1

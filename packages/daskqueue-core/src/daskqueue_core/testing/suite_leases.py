@@ -11,9 +11,9 @@ __all__ = ["LeaseRules"]
 ANY = 1_000
 
 
-def items(count: int, **options: object) -> Batch:
+def items(count: int, shared: bytes = b"") -> Batch:
     """A block of items."""
-    return Batch(count, b"items", kind=Kind.ITEM)._replace(**options)
+    return Batch(count, b"items", shared=shared, kind=Kind.ITEM)
 
 
 class LeaseRules(SuiteBase):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daskqueue_core.batch import Keep
-from daskqueue_core.outcomes import End, Outcome, Report
+from daskqueue_core.outcomes import Cursor, End, Outcome, Report
 from daskqueue_core.states import MessageState
 from daskqueue_core.testing.suite_base import CLIENT, SECOND, SuiteBase, calls, ends, singles
 
@@ -175,7 +175,7 @@ class OutcomeRules(SuiteBase):
         """An old cursor acknowledges nothing more than it did."""
         self.admit(calls(0, 3))
         lease = self.lease()
-        cursors = []
+        cursors: list[Cursor] = []
         for seq in range(3):
             self.queue.ack(lease, [seq])
             cursors.append(self.poll(cursors[-1] if cursors else None).cursor)
@@ -302,14 +302,14 @@ class OutcomeRules(SuiteBase):
         queue.ack(lease, [1])
         collected_at = self.clock()
         assert queue.next_ready_at() == collected_at + HOUR
-        self.clock.advance(HOUR - 1)
+        self.wait(HOUR - 1)
         queue.tick()
         assert self.kept() == [(0, "ok"), (1, "ok")]
-        self.clock.advance(1)
+        self.wait(1)
         queue.tick()
         assert self.kept() == [(1, "ok")]
         assert (self.count(MessageState.ACKED), queue.next_ready_at()) == (1, None)
-        self.clock.advance(100 * HOUR)
+        self.wait(100 * HOUR)
         queue.tick()
         assert self.kept() == [(1, "ok")]
 
@@ -319,7 +319,7 @@ class OutcomeRules(SuiteBase):
         self.admit(calls(0, 1, keep=Keep.KEEP))
         queue.ack(self.lease())
         self.poll(self.poll().cursor)
-        self.clock.advance(10_000 * HOUR)
+        self.wait(10_000 * HOUR)
         queue.tick()
         assert self.kept() == [(0, "ok")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from daskqueue_core.batch import Batch
 from daskqueue_core.ledger import Early, UnknownProducer
 from daskqueue_core.queue import Accepted
-from daskqueue_core.testing.suite_base import SuiteBase, calls, singles, value_error
+from daskqueue_core.testing.suite_base import SuiteBase, calls, refused, singles
 
 __all__ = ["PutRules"]
 
@@ -95,7 +95,7 @@ class PutRules(SuiteBase):
 
     def test_an_empty_put_is_refused(self) -> None:
         """A put or a batch without a message is a mistake, and its number stays free."""
-        assert value_error(self.queue.admit, [], producer=7, number=0)
-        assert value_error(self.queue.admit, [calls(0, 1), Batch(0, b"")], producer=7, number=0)
-        assert value_error(self.queue.put_block, b"block", 0)
+        refused(self.queue.admit, [], producer=7, number=0)
+        refused(self.queue.admit, [calls(0, 1), Batch(0, b"")], producer=7, number=0)
+        refused(self.queue.put_block, b"block", 0)
         assert self.admit(calls(0, 1), producer=7, number=0) == range(1)

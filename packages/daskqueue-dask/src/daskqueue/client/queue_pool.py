@@ -281,6 +281,7 @@ class QueuePool:
         connection = self._connection
         if connection.error is not None:
             return
+        connection.submitter.refuse(PoolClosed(f"pool {self.name} was shut down: make a new one"))
         if not self._session.alive:
             self._session.run(self._close())
         elif wait or cancel_futures:

@@ -74,6 +74,7 @@ class Submitter:
         self._accepted: dict[int, asyncio.Future[None]] = {}  # id of a batch -> who waits for it
         self._idle: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None
+        self._refusal: BaseException | None = None  # what was taken is still sent
 
     # -- any thread
 
@@ -83,8 +84,8 @@ class Submitter:
         with self._lock:
             if self._buffered_bytes > BUFFER_BYTES or len(self._calls) > BUFFER_CALLS:
                 self._await_room()
-            if self._error is not None:
-                raise self._error
+            if self._refusal is not None:
+                raise self._refusal
             if self._condition_left == 0:
                 self._condition = threading.Condition()
                 self._condition_left = FUTURES_PER_CONDITION
@@ -103,8 +104,8 @@ class Submitter:
         with self._lock:
             if self._buffered_bytes > BUFFER_BYTES:
                 self._await_room()
-            if self._error is not None:
-                raise self._error
+            if self._refusal is not None:
+                raise self._refusal
             self._batches.append((batch, sink, shift))
             self._buffered_bytes += batch.nbytes
             wake = not self._woken
@@ -149,11 +150,11 @@ class Submitter:
             return
         in_flight = sum(stream.in_flight for stream in self._streams)
         with self._lock:
-            self._woken = False
             batches, self._batches = self._batches, deque()
             calls: deque[_Call] = deque()
             if len(self._calls) >= BATCH_CALLS or in_flight < COALESCE_PUTS:
                 calls, self._calls = self._calls, calls
+            self._woken = bool(self._calls)  # what stays leaves with the next answer
         for batch, sink, shift in batches:
             self._streams[self._balancer.pick()].offer(batch, sink, shift)
         while calls:
@@ -223,10 +224,15 @@ class Submitter:
             self._buffered_bytes += sum(stream.unaccepted_bytes for stream in self._streams)
             self._room.notify_all()
 
+    def refuse(self, error: BaseException) -> None:
+        """Whoever submits from now on gets `error`."""
+        with self._lock:
+            self._refusal = error
+
     def close(self, error: BaseException, outcome: BaseException) -> None:
         """Whoever submits from now on gets `error`; what was not offered yet ends with `outcome`."""
         with self._lock:
-            self._error = error
+            self._error = self._refusal = error
             calls, self._calls = self._calls, deque()
             batches, self._batches = self._batches, deque()
             self._room.notify_all()

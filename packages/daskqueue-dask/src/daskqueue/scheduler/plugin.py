@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 ORDER_TIMEOUT_S: Final = 30.0
 RESOLVE_WAIT_S: Final = 1.0
 HELLO_WAIT_S: Final = 10.0
+REHOST_PAUSE_S: Final = 0.5
 
 Answer = tuple[Any, ...]
 
@@ -226,6 +227,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         except Exception as error:
             if isinstance(order, Host):
                 logger.warning("worker %s did not host queue %s: %s", order.address, order.uuid, error)
+                await asyncio.sleep(REHOST_PAUSE_S)
                 self._carry_out(self.directory.host_failed(order.pool, order.uuid))
             return f"worker {order.address}: {error}"
         if isinstance(order, Host):

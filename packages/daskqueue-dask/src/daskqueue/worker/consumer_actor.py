@@ -52,6 +52,7 @@ class ConsumerActor:
 
     def __init__(self, node: DaskQueueWorker, route: Route, id: str, spec: Mapping[str, Any]) -> None:
         self.id = id
+        self.pool = route.pool
         self._node = node
         self._route = route
         self._spec = spec
@@ -235,10 +236,9 @@ class ConsumerActor:
             )
         except asyncio.CancelledError:  # withdrawn: the queue hears of it at once
             book.withdraw(number)
-            for lease_id, reports in taken:
-                self._reports.setdefault(index, []).append((uuid, lease_id, reports))
+            self._put_back(index, uuid, taken)
             self._spawn(node.heartbeat(self._route, index))
-            if self._reports:
+            if taken:
                 asyncio.get_running_loop().call_soon(self._pump)
             raise
         except _GONE as gone:
@@ -248,6 +248,8 @@ class ConsumerActor:
                 self._stopping = True
         except Exception:
             logger.exception("pool %s: the lease request to queue %s failed", self._route.pool, index)
+            self._put_back(index, uuid, taken)
+            taken = []
             await asyncio.sleep(1.0)
         finally:
             if self._requests.get(index) is asyncio.current_task():
@@ -357,6 +359,11 @@ class ConsumerActor:
         """What is to be reported to this life of the queue; what belongs to an older one is dropped."""
         return [(lease, reports) for of, lease, reports in self._reports.pop(index, ()) if of == uuid]
 
+    def _put_back(self, index: int, uuid: str, taken: list[tuple[int, list[Report]]]) -> None:
+        """These were not answered: they go with the next message. Reporting twice is harmless."""
+        if taken:
+            self._reports.setdefault(index, []).extend((uuid, lease, reports) for lease, reports in taken)
+
     async def _settle(self, index: int) -> None:
         uuid = self._route.places[index].uuid
         taken = self._take_reports(index, uuid)
@@ -366,6 +373,7 @@ class ConsumerActor:
             await self._node.link.call(self._route, index, "settle", uuid=uuid, reports=taken)
         except _GONE:
             self._lost(index, uuid)
+            return
         book = self._node.book(uuid)
         for lease, reports in taken:
             book.settled(lease, sum(report.stop - report.start for report in reports))
@@ -375,7 +383,8 @@ class ConsumerActor:
             await self._node.link.call(self._route, index, "release", uuid=uuid, lease=lease, runs=tuple(runs))
         except _GONE:
             self._lost(index, uuid)
-        self._node.book(uuid).settled(lease, sum(stop - start for start, stop in runs))
+        else:
+            self._node.book(uuid).settled(lease, sum(stop - start for start, stop in runs))
 
     def _lost(self, index: int, uuid: str) -> None:
         """That life of the queue is over: what has not begun is somebody else's now, reports are for nobody."""

@@ -25,7 +25,7 @@ from daskqueue.worker.queue_actor import HEARTBEAT_S
 from daskqueue.worker.queue_host import QueueHost
 from daskqueue_core.consumer import LeaseBook, RequestNumbers
 from daskqueue_core.directory import Place
-from daskqueue_core.errors import QueueUnavailable
+from daskqueue_core.errors import NotInstalled, QueueUnavailable
 
 __all__ = ["DaskQueueWorker"]
 
@@ -65,7 +65,8 @@ class DaskQueueWorker(WorkerPlugin):
             do="hello", address=worker.address, owner=self.owner, nthreads=worker.state.nthreads, protocol=PROTOCOL
         )
         if answer is None or answer[0] != OK:
-            raise RuntimeError(f"daskqueue on {worker.address} was refused by the scheduler: {answer}")
+            why = answer[2] if answer else "it does not know daskqueue"
+            raise NotInstalled(f"daskqueue on {worker.address} was refused by the scheduler: {why}")
 
     async def teardown(self, worker: Worker) -> None:
         """Give back what has not started, and stop serving."""
@@ -123,6 +124,9 @@ class DaskQueueWorker(WorkerPlugin):
         actor = self.consumers.pop(consumers, None)
         if actor is not None:
             await actor.stop(drain=drain)
+            used = {other.pool for other in self.consumers.values()}
+            if actor.pool not in used:
+                self.routes.pop(actor.pool, None)
 
     # -- for the consumers
 

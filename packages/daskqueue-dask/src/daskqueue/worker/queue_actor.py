@@ -129,10 +129,12 @@ class QueueActor:
         once: bool = False,
         wait: float = 0.0,
         alive: Alive | None = None,
+        near: bool = False,
     ) -> Lease | None:
         """Deliver at most `limit` messages; waits up to `wait` seconds for the first.
 
-        `alive` says whether the caller can still be answered: nothing is granted to a corpse.
+        `alive` says whether the caller can still be answered: nothing is granted to a corpse. `near` callers, of this
+        very process, are served first: that saves two messages on the way of a task when the cluster is idle.
         """
 
         def grant() -> Lease | None:
@@ -147,7 +149,7 @@ class QueueActor:
         if lease is not None or wait <= 0:
             return lease
         parked = _Parked(grant, alive)
-        self._parked.append(parked)
+        (self._parked.appendleft if near else self._parked.append)(parked)
         try:
             return await _wait(parked.answer, wait)
         finally:
@@ -207,9 +209,7 @@ class QueueActor:
         """The directory says the owner is gone: what it held goes back."""
         return self._woken(self.queue.owner_lost(owner))
 
-    async def read_kept(
-        self, after: int = 0, limit_bytes: int = REPLY_BYTES
-    ) -> tuple[int, list[tuple[int, Outcome]]]:
+    async def read_kept(self, after: int = 0, limit_bytes: int = REPLY_BYTES) -> tuple[int, list[tuple[int, Outcome]]]:
         """`(client, outcome)` of kept results; the number to go on with, -1 at the end."""
         return self.queue.read_kept(after, limit_bytes)
 

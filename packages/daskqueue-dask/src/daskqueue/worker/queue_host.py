@@ -93,4 +93,4 @@ async def _settle(actor: QueueActor, reports: Any) -> int:
 async def _lease(actor: QueueActor, *, reports: Any, alive: Alive | None, **arguments: Any) -> Lease | None:
     """Reports ride on the request for the next lease."""
     await _settle(actor, reports)
-    return await actor.lease(alive=alive, **arguments)
+    return await actor.lease(alive=alive, near=alive is None, **arguments)

@@ -1,0 +1,388 @@
+"""The directory: places, orders, what happens when workers and clients come and go."""
+
+import random
+from itertools import count
+from typing import Any
+
+import pytest
+
+from daskqueue_core.directory import (
+    Consume,
+    Directory,
+    Drop,
+    Host,
+    Place,
+    Release,
+    StopConsuming,
+    differences,
+)
+
+A, B, C = "tcp://a", "tcp://b", "tcp://c"
+
+
+@pytest.fixture
+def directory() -> Directory:
+    """An empty directory; queues are called u0, u1, ..."""
+    numbers = count()
+    return Directory(lambda: f"u{next(numbers)}")
+
+
+def join(directory: Directory, *addresses: str) -> list[Any]:
+    """Workers join, in their first incarnation."""
+    return [order for address in addresses for order in directory.worker_joined(address, f"{address}#1", 2)]
+
+
+def open_pool(
+    directory: Directory, n: int = 1, name: str = "p", client: str = "c1", *, owned: bool = True
+) -> list[Any]:
+    """Open a pool."""
+    return directory.open(name, {"n_queues": n}, n, client=client, owned=owned)
+
+
+def consume(directory: Directory, count: int | None, id: str = "k", pool: str = "p", **options: Any) -> list[Any]:
+    """Start a consumer pool."""
+    fields = {"kinds": (0, 1), "early_ack": False, **options}
+    return directory.start_consumers(pool, id, {"spec": id}, count=count, **fields)
+
+
+def addresses(directory: Directory, pool: str = "p") -> list[str]:
+    """Where a pool's queues are."""
+    return [place.address for place in directory.pools[pool].places]
+
+
+def counts(orders: list[Any]) -> dict[str, int]:
+    """How many consumers each worker is told to run."""
+    return {order.address: order.count for order in orders if isinstance(order, Consume)}
+
+
+# -- opening
+
+
+def test_open_on_the_least_loaded(directory: Directory) -> None:
+    """Queues are spread, over pools too; each order says what to host."""
+    join(directory, A, B)
+    first = open_pool(directory, 3)
+    assert first[0] == Host(A, "p", 0, "u0", 0, {"n_queues": 3}, ())
+    assert [(order.address, order.index, order.uuid) for order in first] == [(A, 0, "u0"), (B, 1, "u1"), (A, 2, "u2")]
+    assert [order.address for order in open_pool(directory, 1, "q")] == [B]
+
+
+def test_a_place_is_up_when_its_host_says_so(directory: Directory) -> None:
+    """Not when it was told to."""
+    join(directory, A)
+    open_pool(directory, 2)
+    assert [place.up for place in directory.pools["p"].places] == [False, False]
+    directory.hosted("p", "u1")
+    assert directory.pools["p"].places == [Place("u0", A, 0, False), Place("u1", A, 0, True)]
+    directory.hosted("p", "unknown")
+    directory.hosted("unknown", "u0")
+    assert [place.up for place in directory.pools["p"].places] == [False, True]
+
+
+def test_open_without_workers(directory: Directory) -> None:
+    """The queues wait for a host; the first worker gets them, expecting nobody to put again."""
+    assert open_pool(directory, 2) == []
+    assert addresses(directory) == ["", ""]
+    orders = join(directory, A)
+    assert [(order.address, order.uuid, order.epoch, order.expected) for order in orders] == [
+        (A, "u0", 0, ()),
+        (A, "u1", 0, ()),
+    ]
+
+
+def test_attach(directory: Directory) -> None:
+    """Another client takes part; there must be such a pool."""
+    join(directory, A)
+    open_pool(directory)
+    record = directory.attach("p", "c2")
+    assert record is directory.pools["p"]
+    assert record.clients == {"c1", "c2"}
+    assert directory.attach("unknown", "c2") is None
+
+
+def test_differences() -> None:
+    """What differs, existing and asked; what is missing is None."""
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 2}) == {}
+    assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}
+
+
+def test_close(directory: Directory) -> None:
+    """Consumers stop and queues are dropped; again, there is nothing to do."""
+    join(directory, A, B)
+    open_pool(directory, 2)
+    consume(directory, None)
+    orders = directory.close("p")
+    assert orders == [
+        StopConsuming(A, "k", drain=False),
+        StopConsuming(B, "k", drain=False),
+        Drop(A, "p", "u0"),
+        Drop(B, "p", "u1"),
+    ]
+    assert directory.close("p") == []
+    assert directory.pools == {}
+
+
+def test_close_without_a_host(directory: Directory) -> None:
+    """A queue that is nowhere is dropped nowhere."""
+    open_pool(directory)
+    assert directory.close("p") == []
+
+
+# -- workers
+
+
+def test_workers(directory: Directory) -> None:
+    """Those that are here."""
+    join(directory, A, B)
+    directory.worker_left(A)
+    assert directory.workers == [B]
+    assert directory.worker_left(A) == []
+
+
+def test_a_worker_that_joins_again(directory: Directory) -> None:
+    """The same incarnation: nothing happens."""
+    join(directory, A)
+    open_pool(directory)
+    assert join(directory, A) == []
+    assert addresses(directory) == [A]
+
+
+def test_a_worker_in_another_incarnation(directory: Directory) -> None:
+    """The old one is lost: its leases go back, its queues get a new life, on the new one if there is no other."""
+    join(directory, A, B)
+    open_pool(directory, 2)
+    consume(directory, 2)
+    orders = directory.worker_joined(A, "a#2", 2)
+    assert orders[0] == Release(B, f"{A}#1")
+    assert [(order.address, order.uuid) for order in orders if isinstance(order, Host)] == [(B, "u2")]
+    assert directory.workers == [B, A]
+
+
+def test_a_lost_host(directory: Directory) -> None:
+    """Its queues live again elsewhere: new uuid, next epoch, not up; all the pool's clients are expected."""
+    join(directory, A, B)
+    open_pool(directory, 2)
+    directory.attach("p", "c2")
+    directory.hosted("p", "u0")
+    directory.hosted("p", "u1")
+    orders = directory.worker_left(A)
+    assert orders == [Release(B, f"{A}#1"), Host(B, "p", 0, "u2", 1, {"n_queues": 2}, ("c1", "c2"))]
+    assert directory.pools["p"].places == [Place("u2", B, 1, False), Place("u1", B, 0, True)]
+
+
+def test_a_lost_consumer_is_released_everywhere(directory: Directory) -> None:
+    """Every host of any pool takes its leases back, once."""
+    join(directory, A, B, C)
+    open_pool(directory, 2, "p")
+    open_pool(directory, 2, "q")
+    orders = directory.worker_left(C)
+    releases = [order for order in orders if isinstance(order, Release)]
+    assert releases == [Release(A, f"{C}#1"), Release(B, f"{C}#1")]
+
+
+def test_the_last_host_is_lost(directory: Directory) -> None:
+    """Its queues wait, under a new uuid already, and the next worker gets them, expecting the clients."""
+    join(directory, A)
+    open_pool(directory)
+    assert directory.worker_left(A) == []
+    assert directory.pools["p"].places == [Place("u1", "", 1, False)]
+    assert join(directory, B) == [Host(B, "p", 0, "u1", 1, {"n_queues": 1}, ("c1",))]
+
+
+def test_epochs_go_up(directory: Directory) -> None:
+    """With each life."""
+    join(directory, A)
+    open_pool(directory)
+    for epoch, address in enumerate((B, C, A), 1):
+        join(directory, address)
+        directory.worker_left(addresses(directory)[0])
+        assert directory.pools["p"].places[0].epoch == epoch
+
+
+def test_a_host_that_failed(directory: Directory) -> None:
+    """Another one tries, with a new uuid; the same again only if there is no other."""
+    join(directory, A, B)
+    open_pool(directory)
+    [order] = directory.host_failed("p", "u0")
+    assert (order.address, order.uuid, order.epoch) == (B, "u1", 1)
+    directory.worker_left(A)
+    [order] = directory.host_failed("p", "u1")
+    assert (order.address, order.uuid) == (B, "u2")
+
+
+def test_an_old_failure(directory: Directory) -> None:
+    """Of a life that is over, or a pool that is: nothing to do."""
+    join(directory, A, B)
+    open_pool(directory)
+    directory.host_failed("p", "u0")
+    assert directory.host_failed("p", "u0") == []
+    assert directory.host_failed("unknown", "u1") == []
+
+
+# -- consumers
+
+
+def test_one_consumer_on_each_worker(directory: Directory) -> None:
+    """Also on those that come later."""
+    join(directory, A, B)
+    open_pool(directory)
+    orders = consume(directory, None)
+    assert orders[0] == Consume(A, "p", "k", 1, {"spec": "k"})
+    assert counts(orders) == {A: 1, B: 1}
+    assert counts(join(directory, C)) == {C: 1}
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, {A: 1}), (2, {A: 1, B: 1}), (5, {A: 3, B: 2})])
+def test_a_number_of_consumers(directory: Directory, number: int, expected: dict[str, int]) -> None:
+    """Round robin over the workers."""
+    join(directory, A, B)
+    open_pool(directory)
+    assert counts(consume(directory, number)) == expected
+    assert join(directory, C) == []
+
+
+def test_consumers_without_workers(directory: Directory) -> None:
+    """They start with the first worker."""
+    open_pool(directory)
+    assert consume(directory, 3) == []
+    assert counts(join(directory, A)) == {A: 3}
+
+
+def test_lost_consumers_are_placed_again(directory: Directory) -> None:
+    """The number stays what was asked for; those that run stay where they are."""
+    join(directory, A, B, C)
+    open_pool(directory)
+    consume(directory, 3)
+    assert counts(directory.worker_left(C)) == {A: 2}
+    assert counts(directory.worker_left(A)) == {B: 3}
+    assert counts(directory.worker_left(B)) == {}
+    assert counts(join(directory, A)) == {A: 3}
+
+
+def test_a_lost_worker_without_consumers(directory: Directory) -> None:
+    """Nobody else is told anything about consumers."""
+    join(directory, A, B)
+    open_pool(directory)
+    consume(directory, 1)
+    assert counts(directory.worker_left(B)) == {}
+
+
+def test_one_on_each_needs_no_replacement(directory: Directory) -> None:
+    """When a worker goes, its consumer goes."""
+    join(directory, A, B)
+    open_pool(directory)
+    consume(directory, None)
+    assert counts(directory.worker_left(B)) == {}
+    assert directory.pools["p"].consumers["k"].placed == {A: 1}
+
+
+def test_start_twice(directory: Directory) -> None:
+    """A repeated start changes nothing."""
+    join(directory, A)
+    open_pool(directory)
+    consume(directory, 1)
+    assert consume(directory, 1) == []
+
+
+def test_early_ack_is_remembered(directory: Directory) -> None:
+    """A pool that ever had such a consumer acts accordingly for ever."""
+    join(directory, A)
+    open_pool(directory)
+    consume(directory, 1, early_ack=True)
+    directory.stop_consumers("p", "k", drain=False)
+    consume(directory, 1, "other")
+    assert directory.pools["p"].early_ack
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_stop_consumers(directory: Directory, drain: bool) -> None:
+    """Where they run, once; they do not come back with a new worker."""
+    join(directory, A, B)
+    open_pool(directory)
+    consume(directory, 2)
+    assert directory.stop_consumers("p", "k", drain=drain) == [
+        StopConsuming(A, "k", drain),
+        StopConsuming(B, "k", drain),
+    ]
+    assert directory.stop_consumers("p", "k", drain=drain) == []
+    assert directory.stop_consumers("unknown", "k", drain=drain) == []
+    assert join(directory, C) == []
+
+
+# -- clients
+
+
+def test_an_owned_pool_ends_with_its_client(directory: Directory) -> None:
+    """Others do not."""
+    join(directory, A)
+    open_pool(directory, 1, "mine", "c1")
+    open_pool(directory, 1, "theirs", "c2")
+    open_pool(directory, 1, "named", "c1", owned=False)
+    assert directory.client_left("c1") == [Drop(A, "mine", "u0")]
+    assert sorted(directory.pools) == ["named", "theirs"]
+
+
+def test_a_client_that_left_is_not_expected(directory: Directory) -> None:
+    """Nobody waits for it to put again."""
+    join(directory, A, B)
+    open_pool(directory, owned=False)
+    directory.attach("p", "c2")
+    directory.client_left("c1")
+    [host] = [order for order in directory.worker_left(A) if isinstance(order, Host)]
+    assert host.expected == ("c2",)
+
+
+def test_a_guest_that_left_ends_nothing(directory: Directory) -> None:
+    """A pool belongs to the client that opened it."""
+    join(directory, A)
+    open_pool(directory)
+    directory.attach("p", "c2")
+    assert directory.client_left("c2") == []
+    assert directory.client_left("unknown") == []
+    assert list(directory.pools) == ["p"]
+
+
+# -- whatever happens
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_invariants_on_a_random_walk(directory: Directory, seed: int) -> None:
+    """Orders, obeyed by an obedient cluster, lead to what the directory says; queues and consumers are where they can.
+
+    A queue has an address only of a worker that is here, and one if there is any; a consumer pool with a number runs
+    that many, one without runs on every worker; a uuid is never used twice, and an epoch never goes back.
+    """
+    chance = random.Random(seed)
+    open_pool(directory, 3, "p")
+    open_pool(directory, 1, "q", "c2")
+    consume(directory, 4, "four", "p")
+    consume(directory, None, "each", "q")
+    running: dict[tuple[str, str], int] = {}
+    uuids = {place.uuid for pool in "pq" for place in directory.pools[pool].places}
+    epochs = {(pool, index): 0 for pool in "pq" for index in range(3)}
+    for incarnation in range(60):
+        address = chance.choice([A, B, C])
+        if chance.random() < 0.5:
+            orders = directory.worker_joined(address, f"{address}#{incarnation}", 2)
+            if address in directory.workers:  # another incarnation runs nothing yet
+                running = {key: n for key, n in running.items() if key[0] != address}
+        elif chance.random() < 0.8:
+            orders = directory.worker_left(address)
+            running = {key: n for key, n in running.items() if key[0] != address}
+        else:
+            orders = directory.host_failed("p", directory.pools["p"].places[0].uuid)
+        for order in orders:
+            if isinstance(order, Consume):
+                running[order.address, order.consumers] = order.count
+            if isinstance(order, Host):
+                uuids.add(order.uuid)
+                assert order.epoch >= epochs[order.pool, order.index]
+                epochs[order.pool, order.index] = order.epoch
+        here = set(directory.workers)
+        for pool in "pq":
+            for place in directory.pools[pool].places:
+                assert place.address in here or (not place.address and not here)
+        assert {key[0] for key in running} <= here
+        assert sum(n for key, n in running.items() if key[1] == "four") == (4 if here else 0)
+        assert {key[0]: n for key, n in running.items() if key[1] == "each"} == dict.fromkeys(here, 1)
+    assert len(uuids) > 4

@@ -1,0 +1,454 @@
+"""A client's side of one queue: numbers, the window, what it hears once, what it puts again."""
+
+from itertools import count
+
+import pytest
+
+from daskqueue_core.batch import Batch, Keep, lengths_column
+from daskqueue_core.outcomes import Outcome, Outcomes
+from daskqueue_core.producer import MAX_RESENT, LostBatch, ProducerStream, PutRequest
+
+
+@pytest.fixture
+def stream() -> ProducerStream:
+    """A stream whose producer ids are 100, 101, ..."""
+    return new_stream()
+
+
+def new_stream(window: int = 16) -> ProducerStream:
+    """A stream with a window."""
+    ids = count(100)
+    return ProducerStream("life-0", lambda: next(ids), window=window)
+
+
+def calls(first: int, n: int = 1, **options: object) -> Batch:
+    """A block of calls."""
+    return Batch(n, b"block", client=1, first=first, keep=Keep.STREAM)._replace(**options)
+
+
+def items(n: int, body: bytes = b"items") -> Batch:
+    """Items, which nobody reports back."""
+    return Batch(n, body)
+
+
+def put(stream: ProducerStream) -> PutRequest:
+    """The next put, which there must be."""
+    request = stream.next_put()
+    assert request is not None
+    return request
+
+
+def put_all(stream: ProducerStream) -> list[PutRequest]:
+    """All puts that can go out."""
+    return list(iter(stream.next_put, None))
+
+
+def firsts(request: PutRequest) -> list[int]:
+    """The first numbers of its batches."""
+    return [batch.first for batch in request.batches]
+
+
+def answer(*outcomes: Outcome, number: int = 1, epoch: str = "life-0:0") -> Outcomes:
+    """What a poll brings."""
+    return Outcomes((epoch, number), outcomes)
+
+
+def said_again(stream: ProducerStream) -> list[tuple[int, int]]:
+    """All that is put next, as numbers."""
+    batches = [batch for request in put_all(stream) for batch in request.batches]
+    return [(batch.first, batch.first + batch.count) for batch in batches]
+
+
+# -- puts
+
+
+def test_nothing_to_put(stream: ProducerStream) -> None:
+    """A new stream is idle."""
+    assert (stream.next_put(), stream.idle, stream.in_flight, stream.pending) == (None, True, 0, 0)
+
+
+def test_puts_are_numbered(stream: ProducerStream) -> None:
+    """0, 1, ... under one id, batches in the order they were offered."""
+    stream.offer(calls(0))
+    stream.offer(calls(1))
+    first = put(stream)
+    stream.offer(calls(2))
+    second = put(stream)
+    assert (first.producer, first.number, firsts(first)) == (100, 0, [0, 1])
+    assert (second.producer, second.number, firsts(second)) == (100, 1, [2])
+
+
+def test_the_window(stream: ProducerStream) -> None:
+    """So many puts may be unanswered; an answer to any makes room."""
+    stream = new_stream(window=2)
+    requests = []
+    for n in range(3):
+        stream.offer(calls(n))
+        requests += put_all(stream)
+    assert (len(requests), stream.in_flight) == (2, 2)
+    assert stream.accepted(requests[1])
+    assert firsts(put(stream)) == [2]
+    assert stream.next_put() is None
+
+
+def test_a_put_has_so_many_batches(stream: ProducerStream) -> None:
+    """64, and the others go into the next."""
+    for n in range(65):
+        stream.offer(calls(n))
+    assert [len(request.batches) for request in put_all(stream)] == [64, 1]
+
+
+def test_a_put_has_so_many_bytes(stream: ProducerStream) -> None:
+    """It closes at two megabytes, but one batch goes however big."""
+    for n, mib in enumerate((1, 1, 1, 5, 1)):
+        stream.offer(calls(n, body=b"x" * (mib << 20)))
+    assert [firsts(request) for request in put_all(stream)] == [[0, 1], [2, 3], [4]]
+
+
+def test_idle_when_all_is_accepted(stream: ProducerStream) -> None:
+    """Not merely sent; pending until the outcome is in."""
+    stream.offer(calls(0))
+    assert not stream.idle
+    request = put(stream)
+    assert not stream.idle
+    assert stream.accepted(request)
+    assert (stream.idle, stream.pending) == (True, 1)
+
+
+def test_unaccepted_bytes(stream: ProducerStream) -> None:
+    """Offered and sent ones, until the answer."""
+    stream.offer(calls(0))
+    stream.offer(calls(1, body=b"longer"))
+    assert stream.unaccepted_bytes == 11
+    request = put(stream)
+    stream.offer(calls(2))
+    assert stream.unaccepted_bytes == 16
+    stream.accepted(request)
+    assert stream.unaccepted_bytes == 5
+
+
+def test_a_repeated_answer(stream: ProducerStream) -> None:
+    """Counts once."""
+    stream.offer(items(3))
+    request = put(stream)
+    assert stream.accepted(request)
+    assert not stream.accepted(request)
+    assert stream.items_accepted == 3
+
+
+def test_items_are_counted(stream: ProducerStream) -> None:
+    """Only those nobody reports back, when they are accepted."""
+    stream.offer(items(3))
+    stream.offer(calls(0, 5))
+    stream.offer(items(4))
+    request = put(stream)
+    assert (stream.items_accepted, stream.pending) == (0, 1)
+    stream.accepted(request)
+    assert stream.items_accepted == 7
+
+
+# -- unknown producer
+
+
+def test_an_evicted_producer_takes_a_fresh_id(stream: ProducerStream) -> None:
+    """What was never seen accepted goes again, in order, before what was not sent yet; the rest does not."""
+    stream = new_stream(window=3)
+    requests = []
+    for n in range(4):
+        stream.offer(calls(n))
+        requests += put_all(stream)
+    stream.accepted(requests[0])
+    assert stream.unknown(requests[2])
+    again = put(stream)
+    assert (again.producer, again.number, firsts(again)) == (101, 0, [1, 2, 3])
+    assert stream.next_put() is None
+    assert stream.pending == 4
+
+
+def test_answers_to_the_old_id(stream: ProducerStream) -> None:
+    """They mean nothing any more: neither accepted nor unknown a second time."""
+    stream.offer(items(1))
+    old = put(stream)
+    stream.offer(items(1))
+    other = put(stream)
+    assert stream.unknown(old)
+    assert not stream.unknown(other)
+    assert not stream.accepted(old)
+    assert (stream.items_accepted, put(stream).producer) == (0, 101)
+
+
+def test_unknown_after_accepted(stream: ProducerStream) -> None:
+    """A late refusal of a put that was answered changes nothing."""
+    stream.offer(calls(0))
+    request = put(stream)
+    stream.accepted(request)
+    assert not stream.unknown(request)
+    assert stream.idle
+
+
+def test_renumbering_keeps_the_bytes(stream: ProducerStream) -> None:
+    """What is offered again counts as before."""
+    stream.offer(calls(0))
+    request = put(stream)
+    before = stream.unaccepted_bytes
+    stream.unknown(request)
+    assert stream.unaccepted_bytes == before
+    put_all(stream)
+    assert stream.unaccepted_bytes == before
+
+
+# -- outcomes
+
+
+def test_outcomes_go_to_their_sink(stream: ProducerStream) -> None:
+    """With the sink's index of the outcome's first message."""
+    sink = object()
+    stream.offer(calls(10, 5), sink, shift=100)
+    outcome = Outcome(10, 2, 3)
+    [news] = stream.receive(answer(outcome))
+    assert (news.sink, news.shift, news.runs, news.outcome) == (sink, 102, ((0, 3),), outcome)
+    assert stream.pending == 1
+    [news] = stream.receive(answer(Outcome(10, 0, 2)))
+    assert (news.shift, news.runs, stream.pending) == (100, ((0, 2),), 0)
+
+
+def test_receiving_moves_the_cursor(stream: ProducerStream) -> None:
+    """The next poll acknowledges."""
+    assert stream.cursor is None
+    stream.receive(answer(number=5))
+    assert stream.cursor == ("life-0:0", 5)
+
+
+def test_an_outcome_is_news_once(stream: ProducerStream) -> None:
+    """Sent again, whole or in part, it is dropped."""
+    stream.offer(calls(0, 4))
+    assert len(stream.receive(answer(Outcome(0, 0, 2)))) == 1
+    assert stream.receive(answer(Outcome(0, 0, 2))) == []
+    [news] = stream.receive(answer(Outcome(0, 0, 4)))
+    assert news.runs == ((2, 4),)
+    assert stream.receive(answer(Outcome(0, 0, 4))) == []
+    assert stream.pending == 0
+
+
+def test_the_fresh_part_of_an_outcome(stream: ProducerStream) -> None:
+    """Runs are relative to the outcome, so that its values can be picked."""
+    stream.offer(calls(0, 10))
+    stream.receive(answer(Outcome(0, 4, 2)))
+    [news] = stream.receive(answer(Outcome(0, 2, 6)))
+    assert (news.shift, news.runs) == (2, ((0, 2), (4, 6)))
+
+
+def test_a_partly_accepted_outcome(stream: ProducerStream) -> None:
+    """Only what the queue accepted has ended."""
+    stream.offer(calls(0, 10))
+    [news] = stream.receive(answer(Outcome(0, 2, 8, ((0, 1), (5, 8)))))
+    assert news.runs == ((0, 1), (5, 8))
+    [news] = stream.receive(answer(Outcome(0, 0, 10)))
+    assert news.runs == ((0, 2), (3, 7))
+    assert stream.pending == 0
+
+
+def test_outcomes_of_others(stream: ProducerStream) -> None:
+    """What is not pending is dropped; the rest of the answer counts."""
+    stream.offer(calls(5))
+    assert [news.shift for news in stream.receive(answer(Outcome(99, 0, 1), Outcome(5, 0, 1)))] == [0]
+
+
+def test_an_outcome_before_its_put_was_answered(stream: ProducerStream) -> None:
+    """News may overtake the answer to the put."""
+    stream.offer(calls(0))
+    request = put(stream)
+    assert len(stream.receive(answer(Outcome(0, 0, 1)))) == 1
+    assert stream.accepted(request)
+    assert (stream.idle, stream.pending) == (True, 0)
+
+
+# -- losses
+
+
+def test_a_lost_queue_starts_a_new_life(stream: ProducerStream) -> None:
+    """Another uuid, id and cursor; old answers mean nothing."""
+    stream.offer(calls(0))
+    old = put(stream)
+    stream.receive(answer(number=3))
+    assert stream.queue_lost("life-1", resubmit=True) == []
+    assert (stream.uuid, stream.cursor, stream.in_flight) == ("life-1", None, 0)
+    assert not stream.accepted(old)
+    again = put(stream)
+    assert (again.producer, again.number) == (101, 0)
+
+
+def test_unfinished_ones_are_put_again_in_order(stream: ProducerStream) -> None:
+    """Accepted, unanswered and never sent: in the order of submission, the finished ones not."""
+    stream = new_stream(window=2)
+    for n in range(4):
+        stream.offer(calls(10 * n, 10))
+        for request in put_all(stream)[:1]:
+            if n < 2:
+                stream.accepted(request)
+    stream.receive(answer(Outcome(0, 0, 10)))
+    stream.offer(calls(40, 10))
+    assert stream.queue_lost("life-1", resubmit=True) == []
+    assert said_again(stream) == [(10, 20), (20, 30), (30, 40), (40, 50)]
+    assert stream.pending == 4
+
+
+def test_order_over_several_losses() -> None:
+    """What was sent comes before what was not, also when it is lost a second and a third time."""
+    stream = new_stream(window=1)
+    for n in range(3):
+        stream.offer(calls(n))
+        stream.next_put()
+    for life in range(1, 4):
+        stream.queue_lost(f"life-{life}", resubmit=True)
+        assert said_again(stream) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_order_when_only_a_part_was_sent() -> None:
+    """The first was sent and lost, the second never left: after two losses they are still in order."""
+    stream = new_stream(window=1)
+    stream.offer(calls(0))
+    put(stream)
+    stream.offer(calls(1))
+    stream.queue_lost("life-1", resubmit=True)
+    assert firsts(put(stream)) == [0, 1]
+    stream.queue_lost("life-2", resubmit=True)
+    assert firsts(put(stream)) == [0, 1]
+
+
+def test_lost_twice_before_it_was_sent(stream: ProducerStream) -> None:
+    """It is put once, and counted as put again once."""
+    stream.offer(calls(0, 5))
+    put(stream)
+    stream.queue_lost("life-1", resubmit=True)
+    stream.queue_lost("life-2", resubmit=True)
+    [batch] = put(stream).batches
+    assert batch.resent == 1
+    assert stream.next_put() is None
+
+
+def test_holes_in_a_block(stream: ProducerStream) -> None:
+    """Each unfinished run goes as a batch of its own, over the same block."""
+    sink = object()
+    stream.offer(calls(100, 10, offset=1_000), sink, shift=50)
+    put(stream)
+    stream.receive(answer(Outcome(100, 2, 2), Outcome(100, 7, 1)))
+    stream.queue_lost("life-1", resubmit=True)
+    batches = put(stream).batches
+    assert [(batch.first, batch.count, batch.offset) for batch in batches] == [
+        (100, 2, 1_000),
+        (104, 3, 1_004),
+        (108, 2, 1_008),
+    ]
+    assert {(bytes(batch.body), batch.resent) for batch in batches} == {(b"block", 1)}
+    [news] = stream.receive(answer(Outcome(104, 1, 2), epoch="life-1:0"))
+    assert (news.sink, news.shift, news.runs) == (sink, 55, ((0, 2),))
+    assert stream.pending == 3
+
+
+def test_holes_in_singles(stream: ProducerStream) -> None:
+    """Only the bodies that are needed."""
+    bodies = [b"a", b"bb", b"ccc", b"d"]
+    stream.offer(calls(0, 4, body=b"".join(bodies), lengths=lengths_column(bodies)))
+    put(stream)
+    stream.receive(answer(Outcome(0, 0, 1), Outcome(0, 2, 1)))
+    stream.queue_lost("life-1", resubmit=True)
+    assert [(batch.first, bytes(batch.body)) for batch in put(stream).batches] == [(1, b"bb"), (3, b"d")]
+
+
+def test_holes_in_holes(stream: ProducerStream) -> None:
+    """Parts of parts keep their place in the sink."""
+    stream.offer(calls(0, 10), shift=100)
+    put(stream)
+    stream.receive(answer(Outcome(0, 0, 4)))
+    stream.queue_lost("life-1", resubmit=True)
+    put(stream)
+    stream.receive(answer(Outcome(4, 2, 2), epoch="life-1:0"))
+    stream.queue_lost("life-2", resubmit=True)
+    assert [(batch.first, batch.count, batch.resent) for batch in put(stream).batches] == [(4, 2, 2), (8, 2, 2)]
+    [news] = stream.receive(answer(Outcome(8, 0, 2), epoch="life-2:0"))
+    assert news.shift == 108
+
+
+def test_late_outcomes_of_the_old_life(stream: ProducerStream) -> None:
+    """What they say of a message that is still pending under its number counts, the rest does no harm."""
+    stream.offer(calls(0, 10))
+    put(stream)
+    stream.receive(answer(Outcome(0, 6, 4)))
+    stream.queue_lost("life-1", resubmit=True)
+    assert stream.receive(answer(Outcome(0, 6, 4))) == []
+    [news] = stream.receive(answer(Outcome(0, 0, 10)))
+    assert news.runs == ((0, 6),)
+    assert stream.pending == 0
+
+
+def test_put_again_too_often(stream: ProducerStream) -> None:
+    """After the tenth time it is lost for good, with its sink."""
+    sink = object()
+    stream.offer(calls(0, 4), sink, shift=7)
+    for life in range(MAX_RESENT):
+        put(stream)
+        assert stream.queue_lost(f"life-{life + 1}", resubmit=True) == []
+    [batch] = put(stream).batches
+    assert batch.resent == MAX_RESENT
+    stream.receive(answer(Outcome(0, 1, 1)))
+    assert stream.queue_lost("last", resubmit=True) == [LostBatch(sink, 7, ((0, 1), (2, 4)), MAX_RESENT)]
+    assert (stream.pending, stream.next_put()) == (0, None)
+
+
+def test_fail_rather_than_put_again(stream: ProducerStream) -> None:
+    """What was sent is lost, what never left goes to the new life."""
+    stream = new_stream(window=2)
+    sinks = [object() for _ in range(3)]
+    for n, sink in enumerate(sinks):
+        stream.offer(calls(10 * n, 10), sink)
+        for request in put_all(stream):
+            if n == 0:
+                stream.accepted(request)
+    stream.offer(calls(30, 10))
+    assert stream.in_flight == 2
+    stream.receive(answer(Outcome(0, 0, 3)))
+    assert stream.queue_lost("life-1", resubmit=False) == [
+        LostBatch(sinks[0], 0, ((3, 10),), 0),
+        LostBatch(sinks[1], 0, ((0, 10),), 0),
+        LostBatch(sinks[2], 0, ((0, 10),), 0),
+    ]
+    assert said_again(stream) == [(30, 40)]
+    assert stream.pending == 1
+
+
+def test_items_in_unanswered_puts_go_again(stream: ProducerStream) -> None:
+    """Accepted ones are gone with the queue, and counted; nobody lost a sink."""
+    stream.offer(items(3, b"accepted"))
+    stream.accepted(put(stream))
+    stream.offer(items(4, b"sent"))
+    put(stream)
+    stream.offer(items(5, b"offered"))
+    assert stream.queue_lost("life-1", resubmit=True) == []
+    assert [batch.body for batch in put(stream).batches] == [b"sent", b"offered"]
+    assert stream.items_accepted == 3
+
+
+def test_bytes_after_a_loss(stream: ProducerStream) -> None:
+    """What goes again counts as not accepted."""
+    stream.offer(calls(0))
+    stream.accepted(put(stream))
+    stream.offer(calls(1))
+    assert stream.unaccepted_bytes == 5
+    stream.queue_lost("life-1", resubmit=True)
+    assert stream.unaccepted_bytes == 10
+    stream.accepted(put(stream))
+    assert (stream.unaccepted_bytes, stream.idle) == (0, True)
+
+
+def test_abandon(stream: ProducerStream) -> None:
+    """The pool is over: everything unfinished is handed back, and nothing more goes out."""
+    sinks = [object(), object()]
+    stream.offer(calls(0, 4), sinks[0], shift=1)
+    put(stream)
+    stream.receive(answer(Outcome(0, 1, 1)))
+    stream.offer(calls(4), sinks[1])
+    assert stream.abandon() == [LostBatch(sinks[0], 1, ((0, 1), (2, 4)), 0), LostBatch(sinks[1], 0, ((0, 1),), 0)]
+    assert (stream.idle, stream.pending, stream.unaccepted_bytes, stream.next_put()) == (True, 0, 0, None)
+    assert stream.abandon() == []
+    assert stream.receive(answer(Outcome(0, 0, 4))) == []
