@@ -48,6 +48,18 @@ def test_a_request_answered_with_nothing(book: LeaseBook) -> None:
     assert book.heartbeat().sent == 1
 
 
+def test_a_request_given_up(book: LeaseBook) -> None:
+    """Its grant may be under way: two more heartbeats say that nobody waits for it, then there is silence."""
+    number = book.request()
+    book.give_up(number)
+    assert not book.granted(number, 77, 10)
+    assert book.active
+    assert book.heartbeat() == Heartbeat({}, (), 1)
+    assert book.active
+    assert book.heartbeat() == Heartbeat({}, (), 1)
+    assert not book.active
+
+
 def test_a_grant_of_a_withdrawn_request(book: LeaseBook) -> None:
     """It is not run: the queue may have taken it back already."""
     number = book.request()

@@ -38,6 +38,14 @@ def put(stream: ProducerStream) -> PutRequest:
     return request
 
 
+def known(stream: ProducerStream) -> ProducerStream:
+    """The queue knows this producer: its first put was accepted and has ended."""
+    stream.offer(calls(10**6))
+    stream.accepted(put(stream))
+    stream.receive(answer(Outcome(10**6, 0, 1)))
+    return stream
+
+
 def put_all(stream: ProducerStream) -> list[PutRequest]:
     """All puts that can go out."""
     return list(iter(stream.next_put, None))
@@ -72,15 +80,28 @@ def test_puts_are_numbered(stream: ProducerStream) -> None:
     stream.offer(calls(0))
     stream.offer(calls(1))
     first = put(stream)
+    stream.accepted(first)
     stream.offer(calls(2))
     second = put(stream)
     assert (first.producer, first.number, firsts(first)) == (100, 0, [0, 1])
     assert (second.producer, second.number, firsts(second)) == (100, 1, [2])
 
 
-def test_the_window(stream: ProducerStream) -> None:
+def test_the_first_put_goes_alone(stream: ProducerStream) -> None:
+    """The queue must know the producer before a later put can wait there for an earlier one. So with each id."""
+    for life in range(2):
+        stream.offer(calls(2 * life))
+        first = put(stream)
+        stream.offer(calls(2 * life + 1))
+        assert stream.next_put() is None
+        assert stream.accepted(first)
+        assert stream.accepted(put(stream))
+        stream.queue_lost(f"life-{life + 1}", resubmit=False)
+
+
+def test_the_window() -> None:
     """So many puts may be unanswered; an answer to any makes room."""
-    stream = new_stream(window=2)
+    stream = known(new_stream(window=2))
     requests = []
     for n in range(3):
         stream.offer(calls(n))
@@ -93,6 +114,7 @@ def test_the_window(stream: ProducerStream) -> None:
 
 def test_a_put_has_so_many_batches(stream: ProducerStream) -> None:
     """64, and the others go into the next."""
+    known(stream)
     for n in range(65):
         stream.offer(calls(n))
     assert [len(request.batches) for request in put_all(stream)] == [64, 1]
@@ -100,6 +122,7 @@ def test_a_put_has_so_many_batches(stream: ProducerStream) -> None:
 
 def test_a_put_has_so_many_bytes(stream: ProducerStream) -> None:
     """It closes at two megabytes, but one batch goes however big."""
+    known(stream)
     for n, mib in enumerate((1, 1, 1, 5, 1)):
         stream.offer(calls(n, body=b"x" * (mib << 20)))
     assert [firsts(request) for request in put_all(stream)] == [[0, 1], [2, 3], [4]]
@@ -150,9 +173,9 @@ def test_items_are_counted(stream: ProducerStream) -> None:
 # -- unknown producer
 
 
-def test_an_evicted_producer_takes_a_fresh_id(stream: ProducerStream) -> None:
+def test_an_evicted_producer_takes_a_fresh_id() -> None:
     """What was never seen accepted goes again, in order, before what was not sent yet; the rest does not."""
-    stream = new_stream(window=3)
+    stream = known(new_stream(window=3))
     requests = []
     for n in range(4):
         stream.offer(calls(n))
@@ -167,6 +190,7 @@ def test_an_evicted_producer_takes_a_fresh_id(stream: ProducerStream) -> None:
 
 def test_answers_to_the_old_id(stream: ProducerStream) -> None:
     """They mean nothing any more: neither accepted nor unknown a second time."""
+    known(stream)
     stream.offer(items(1))
     old = put(stream)
     stream.offer(items(1))
@@ -278,7 +302,7 @@ def test_a_lost_queue_starts_a_new_life(stream: ProducerStream) -> None:
     assert (again.producer, again.number) == (101, 0)
 
 
-def test_unfinished_ones_are_put_again_in_order(stream: ProducerStream) -> None:
+def test_unfinished_ones_are_put_again_in_order() -> None:
     """Accepted, unanswered and never sent: in the order of submission, the finished ones not."""
     stream = new_stream(window=2)
     for n in range(4):
@@ -396,7 +420,7 @@ def test_put_again_too_often(stream: ProducerStream) -> None:
     assert (stream.pending, stream.next_put()) == (0, None)
 
 
-def test_fail_rather_than_put_again(stream: ProducerStream) -> None:
+def test_fail_rather_than_put_again() -> None:
     """What was sent is lost, what never left goes to the new life."""
     stream = new_stream(window=2)
     sinks = [object() for _ in range(3)]

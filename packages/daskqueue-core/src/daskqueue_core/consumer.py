@@ -8,9 +8,11 @@ or it was withdrawn, a grant of a withdrawn request is not run, and a lease is h
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 __all__ = ["Heartbeat", "LeaseBook", "RequestNumbers"]
+
+FAREWELLS: Final = 2
 
 
 class RequestNumbers:
@@ -48,11 +50,12 @@ class LeaseBook:
         self._numbers = numbers
         self._open: set[int] = set()
         self._held: dict[int, _Held] = {}
+        self._farewells = 0
 
     @property
     def active(self) -> bool:
         """Whether there is something to say in a heartbeat."""
-        return bool(self._open or self._held)
+        return bool(self._open or self._held or self._farewells)
 
     @property
     def held(self) -> list[int]:
@@ -74,8 +77,17 @@ class LeaseBook:
         return True
 
     def withdraw(self, request: int) -> None:
-        """`request` is over: answered with nothing, given up, or its queue is gone."""
+        """`request` is over: answered with nothing, or its queue is gone."""
         self._open.discard(request)
+
+    def give_up(self, request: int) -> None:
+        """Nobody waits for an answer to `request` any more, but a grant may be under way.
+
+        So that its messages do not wait for the deadline, the next heartbeats are said even if there is nothing else
+        to say: two, since the first may overtake the request itself.
+        """
+        self._open.discard(request)
+        self._farewells = FAREWELLS
 
     def progress(self, lease: int, done: int, started: int) -> None:
         """Positions below `done` have run, those from `started` on will not begin without another call of this."""
@@ -96,6 +108,7 @@ class LeaseBook:
 
     def heartbeat(self) -> Heartbeat:
         """What to say now."""
+        self._farewells = max(0, self._farewells - 1)
         return Heartbeat(
             {lease: (held.done, held.started) for lease, held in self._held.items()},
             tuple(self._open),
@@ -106,3 +119,4 @@ class LeaseBook:
         """The queue's life is over: its requests and leases mean nothing to the next."""
         self._open.clear()
         self._held.clear()
+        self._farewells = 0

@@ -24,6 +24,7 @@ __all__ = ["Accepted", "Admin", "Consumer", "Demand", "Lease", "Producer", "PutA
 LEASE_BYTES: Final = 4 << 20
 REPLY_BYTES: Final = 8 << 20
 DEFAULT_TTL: Final = 300 * 10**9
+REMEMBERED_OWNERS: Final = 1000
 
 
 class Accepted(NamedTuple):
@@ -202,6 +203,7 @@ class TransientQueue:
         self._entries: dict[int, _Entry] = {}
         self._nbytes = 0
         self._outboxes: dict[int, Outbox] = {}
+        self._gone: dict[str, None] = {}  # owners that were lost last, in order
         self._kept = KeptResults(ttl=result_ttl, max_bytes=result_max_bytes)
 
     # -- producer
@@ -282,8 +284,11 @@ class TransientQueue:
     ) -> Lease | None:
         """Deliver at most `limit` messages to `owner` until `ttl` nanoseconds after its last heartbeat.
 
-        The same `request` (not 0) gets the same grant while it is held. None when nothing is ready.
+        The same `request` (not 0) gets the same grant while it is held. None when nothing is ready, or when the owner
+        is known to be gone: its request was under way, and nobody would end that lease.
         """
+        if owner in self._gone:
+            return None
         have = demand.have if demand is not None else ()
         if request:
             held = self._ledger.find_grant(owner, request)
@@ -435,7 +440,13 @@ class TransientQueue:
         return self._ledger.cancels(owner)
 
     def owner_lost(self, owner: str) -> int:
-        """The directory says the owner is gone: what it held goes back. Returns how many messages moved."""
+        """The directory says the owner is gone, and it never comes back: an incarnation is part of its name.
+
+        What it held goes back. Returns how many messages moved.
+        """
+        self._gone[owner] = None
+        if len(self._gone) > REMEMBERED_OWNERS:
+            del self._gone[next(iter(self._gone))]
         events = self._ledger.decide_owner_lost(owner, self._clock(), reason=Reason.OWNER_LOST)
         return sum(self._apply_ends(event) for event in events)
 

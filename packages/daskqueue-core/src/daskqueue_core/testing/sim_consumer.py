@@ -230,7 +230,7 @@ class SimConsumer:
                 reports=taken,
             )
         except Cancelled:  # withdrawn
-            book.withdraw(number)
+            book.give_up(number)
             for lease_id, reports in taken:
                 self._reports.setdefault(index, []).append((uuid, lease_id, reports))
             node.spawn(self.heartbeat, index)

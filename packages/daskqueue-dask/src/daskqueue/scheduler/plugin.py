@@ -25,6 +25,7 @@ __all__ = ["DaskQueueScheduler"]
 logger = logging.getLogger(__name__)
 
 ORDER_TIMEOUT_S: Final = 30.0
+ORDER_AGAIN_S: Final = 0.1
 RESOLVE_WAIT_S: Final = 1.0
 HELLO_WAIT_S: Final = 10.0
 REHOST_PAUSE_S: Final = 0.5
@@ -221,19 +222,38 @@ class DaskQueueScheduler(SchedulerPlugin):
         return tasks
 
     async def _do(self, order: Order) -> str | None:
-        """Carry out one order; returns what went wrong."""
-        try:
-            await self._tell(order)
-        except Exception as error:
-            if isinstance(order, Host):
-                logger.warning("worker %s did not host queue %s: %s", order.address, order.uuid, error)
-                await asyncio.sleep(REHOST_PAUSE_S)
-                self._carry_out(self.directory.host_failed(order.pool, order.uuid))
-            return f"worker {order.address}: {error}"
-        if isinstance(order, Host):
-            self.directory.hosted(order.pool, order.uuid)
-            self._notify()
-        return None
+        """Carry out one order; returns what went wrong.
+
+        A worker that cannot be reached is asked again until it is gone: then the directory has dealt with it.
+        """
+        while True:
+            try:
+                await self._tell(order)
+            except Exception as error:
+                if isinstance(order, Host):
+                    logger.warning("worker %s did not host queue %s: %s", order.address, order.uuid, error)
+                    self._carry_out(self.directory.host_failed(order.pool, order.uuid))
+                    return f"worker {order.address}: {error}"
+                if not isinstance(error, OSError) or isinstance(error, asyncio.TimeoutError):
+                    return f"worker {order.address}: {error}"
+            else:
+                if isinstance(order, Host):
+                    self.directory.hosted(order.pool, order.uuid)
+                    self._notify()
+                return None
+            await asyncio.sleep(ORDER_AGAIN_S)
+            if self._outdated(order):
+                return None
+
+    def _outdated(self, order: Order) -> bool:
+        """Whether an order that could not be given need not be given any more."""
+        if order.address not in self.directory.workers:
+            return True
+        if not isinstance(order, Consume):
+            return False
+        record = self.directory.pools.get(order.pool)
+        consumers = record.consumers.get(order.consumers) if record is not None else None
+        return consumers is None or consumers.placed.get(order.address) != order.count
 
     async def _tell(self, order: Order) -> None:
         if isinstance(order, Host):
