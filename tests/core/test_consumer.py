@@ -60,6 +60,24 @@ def test_a_request_given_up(book: LeaseBook) -> None:
     assert not book.active
 
 
+def test_a_request_that_was_given_up(book: LeaseBook) -> None:
+    """Two more heartbeats are said, so that a grant under way goes back; it is not run if it arrives."""
+    number = book.request()
+    book.give_up(number)
+    for _ in range(2):
+        assert book.active
+        assert book.heartbeat() == Heartbeat({}, (), 1)
+    assert not book.active
+    assert not book.granted(number, 77, 10)
+
+
+def test_given_up_before_the_queue_was_lost(book: LeaseBook) -> None:
+    """There is nobody left to tell."""
+    book.give_up(book.request())
+    book.queue_lost()
+    assert not book.active
+
+
 def test_a_grant_of_a_withdrawn_request(book: LeaseBook) -> None:
     """It is not run: the queue may have taken it back already."""
     number = book.request()

@@ -15,6 +15,7 @@ from daskqueue_core.directory import (
     Release,
     StopConsuming,
     differences,
+    newest,
 )
 
 A, B, C = "tcp://a", "tcp://b", "tcp://c"
@@ -64,7 +65,9 @@ def test_open_on_the_least_loaded(directory: Directory) -> None:
     first = open_pool(directory, 3)
     assert first[0] == Host(A, "p", 0, "u0", 0, {"n_queues": 3}, ())
     assert [(order.address, order.index, order.uuid) for order in first] == [(A, 0, "u0"), (B, 1, "u1"), (A, 2, "u2")]
-    assert [order.address for order in open_pool(directory, 1, "q")] == [B]
+    assert [order.address for order in open_pool(directory, 2, "q")] == [B, A]
+    join(directory, C)
+    assert [order.address for order in open_pool(directory, 4, "r")] == [C, C, B, C]
 
 
 def test_a_place_is_up_when_its_host_says_so(directory: Directory) -> None:
@@ -104,6 +107,14 @@ def test_differences() -> None:
     """What differs, existing and asked; what is missing is None."""
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 2}) == {}
     assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}
+
+
+def test_newest() -> None:
+    """An answer that was overtaken brings no old life back, queue by queue; of the same life, the answer counts."""
+    known = [Place("u0", A, 2, False), Place("u1", A, 2, True), Place("u2", A, 2, True)]
+    told = [Place("u0", A, 2, True), Place("old", B, 1, True), Place("new", B, 3, False)]
+    assert newest(known, told) == [told[0], known[1], told[2]]
+    assert newest([], told) == told
 
 
 def test_close(directory: Directory) -> None:

@@ -179,13 +179,14 @@ def test_an_evicted_producer_takes_a_fresh_id() -> None:
     requests = []
     for n in range(4):
         stream.offer(calls(n))
+        stream.offer(calls(n + 10))
         requests += put_all(stream)
     stream.accepted(requests[0])
     assert stream.unknown(requests[2])
     again = put(stream)
-    assert (again.producer, again.number, firsts(again)) == (101, 0, [1, 2, 3])
+    assert (again.producer, again.number, firsts(again)) == (101, 0, [1, 11, 2, 12, 3, 13])
     assert stream.next_put() is None
-    assert stream.pending == 4
+    assert stream.pending == 8
 
 
 def test_answers_to_the_old_id(stream: ProducerStream) -> None:
@@ -287,6 +288,38 @@ def test_an_outcome_before_its_put_was_answered(stream: ProducerStream) -> None:
     assert (stream.idle, stream.pending) == (True, 0)
 
 
+def test_news_without_a_poll(stream: ProducerStream) -> None:
+    """What is known otherwise counts as heard, and the cursor stays."""
+    stream.offer(calls(0, 3))
+    [news] = stream.absorb([Outcome(0, 1, 1)])
+    assert (news.shift, news.runs, stream.cursor) == (1, ((0, 1),), None)
+    assert stream.absorb([Outcome(0, 1, 1)]) == []
+    [news] = stream.receive(answer(Outcome(0, 0, 3)))
+    assert news.runs == ((0, 1), (2, 3))
+
+
+def test_where_a_task_is(stream: ProducerStream) -> None:
+    """The batch of a number, and its index there, as the queue knows it: also after it was put again in parts."""
+    stream.offer(calls(10, 5))
+    stream.offer(calls(15, 5))
+    assert [stream.locate(number) for number in (9, 10, 14, 15, 20)] == [None, (10, 0), (10, 4), (15, 0), None]
+    put(stream)
+    stream.receive(answer(Outcome(10, 2, 1), Outcome(15, 0, 5)))
+    stream.queue_lost("life-1", resubmit=True)
+    assert [stream.locate(number) for number in (11, 12, 14, 15)] == [(10, 1), None, (13, 1), None]
+
+
+def test_what_is_pending_of_a_sink(stream: ProducerStream) -> None:
+    """Its batches, or those of all."""
+    sinks: list[list[int]] = [[], []]  # equal, but not the same
+    for n in range(3):
+        stream.offer(calls(10 * n, 5), sinks[n % 2])
+    assert stream.pending_of(sinks[0]) == [(0, 5), (20, 5)]
+    stream.receive(answer(Outcome(0, 0, 5)))
+    assert stream.pending_of(sinks[0]) == [(20, 5)]
+    assert stream.pending_of(None) == [(10, 5), (20, 5)]
+
+
 # -- losses
 
 
@@ -297,9 +330,12 @@ def test_a_lost_queue_starts_a_new_life(stream: ProducerStream) -> None:
     stream.receive(answer(number=3))
     assert stream.queue_lost("life-1", resubmit=True) == []
     assert (stream.uuid, stream.cursor, stream.in_flight) == ("life-1", None, 0)
-    assert not stream.accepted(old)
     again = put(stream)
     assert (again.producer, again.number) == (101, 0)
+    assert not stream.accepted(old)
+    assert not stream.unknown(old)
+    assert stream.in_flight == 1
+    assert stream.accepted(again)
 
 
 def test_unfinished_ones_are_put_again_in_order() -> None:
@@ -451,6 +487,15 @@ def test_items_in_unanswered_puts_go_again(stream: ProducerStream) -> None:
     assert stream.queue_lost("life-1", resubmit=True) == []
     assert [batch.body for batch in put(stream).batches] == [b"sent", b"offered"]
     assert stream.items_accepted == 3
+
+
+def test_items_have_no_numbers(stream: ProducerStream) -> None:
+    """Items that were never sent are not taken for the task whose number is 0."""
+    stream.offer(calls(0))
+    stream.accepted(put(stream))
+    stream.offer(items(5))
+    stream.queue_lost("life-1", resubmit=True)
+    assert [batch.keep for batch in put(stream).batches] == [Keep.STREAM, Keep.NONE]
 
 
 def test_bytes_after_a_loss(stream: ProducerStream) -> None:

@@ -10,7 +10,7 @@ consumers as long as there is a worker; an order is given once, and whoever fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ __all__ = [
     "Release",
     "StopConsuming",
     "differences",
+    "newest",
 ]
 
 
@@ -124,6 +125,16 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
         for name in sorted({*ours, *theirs})
         if ours.get(name) != theirs.get(name)
     }
+
+
+def newest(known: Sequence[Place], told: Sequence[Place]) -> list[Place]:
+    """What to believe of a pool's places when `told` comes in: an answer that was overtaken brings no old life back.
+
+    Otherwise a client would take the old life for a newer one, and put everything again a second time.
+    """
+    if len(known) != len(told):
+        return list(told)
+    return [new if new.epoch >= old.epoch else old for old, new in zip(known, told, strict=True)]
 
 
 class Directory:

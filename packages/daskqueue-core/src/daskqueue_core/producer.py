@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from daskqueue_core.batch import Batch, Keep, Run
@@ -99,7 +99,6 @@ class ProducerStream:
         self._producer = new_id()
         self._number = 0
         self._offered: deque[Batch] = deque()
-        self._offered_bytes = 0
         self._unanswered: dict[int, PutRequest] = {}
         self._pending: dict[int, _Pending] = {}  # by the batch's first number, in order of submission
         self.items_accepted = 0  # items nobody reports back: lost with their queue
@@ -108,8 +107,9 @@ class ProducerStream:
 
     @property
     def unaccepted_bytes(self) -> int:
-        """Bytes offered and not accepted yet."""
-        return self._offered_bytes + sum(batch.nbytes for put in self._unanswered.values() for batch in put.batches)
+        """Bytes of bodies offered and not accepted yet."""
+        unanswered = (batch for put in self._unanswered.values() for batch in put.batches)
+        return sum(len(batch.body) for batch in (*unanswered, *self._offered))
 
     @property
     def in_flight(self) -> int:
@@ -132,7 +132,6 @@ class ProducerStream:
         `shift` is the sink's index of the batch's first message.
         """
         self._offered.append(batch)
-        self._offered_bytes += batch.nbytes
         if batch.keep != Keep.NONE:
             self._pending[batch.first] = _Pending(batch, sink, shift)
 
@@ -148,7 +147,6 @@ class ProducerStream:
         nbytes = 0
         while self._offered and len(batches) < PUT_BATCHES and nbytes < PUT_BYTES:
             batch = self._offered.popleft()
-            self._offered_bytes -= batch.nbytes
             nbytes += batch.nbytes
             batches.append(batch)
         put = PutRequest(self._producer, self._number, tuple(batches))
@@ -180,8 +178,12 @@ class ProducerStream:
     def receive(self, answer: Outcomes) -> list[Delivery]:
         """Outcomes arrived. Returns what is news, and moves the cursor, which acknowledges them with the next poll."""
         self.cursor = answer.cursor
+        return self.absorb(answer.outcomes)
+
+    def absorb(self, outcomes: Iterable[Outcome]) -> list[Delivery]:
+        """Outcomes known otherwise than by a poll. Returns what is news."""
         news: list[Delivery] = []
-        for outcome in answer.outcomes:
+        for outcome in outcomes:
             pending = self._pending.get(outcome.first)
             if pending is None:
                 continue
@@ -196,6 +198,21 @@ class ProducerStream:
                 runs = tuple((lo - index, hi - index) for lo, hi in fresh)
                 news.append(Delivery(pending.sink, pending.shift + index, runs, outcome))
         return news
+
+    def locate(self, number: int) -> tuple[int, int] | None:
+        """The pending batch of the client's task `number`, and its index in it; None if it has ended."""
+        for first, pending in self._pending.items():
+            if first <= number < first + pending.batch.count:
+                return first, number - first
+        return None
+
+    def pending_of(self, sink: Any) -> list[tuple[int, int]]:
+        """The pending batches of a sink (None: of all), as `(first number, how many messages)`."""
+        return [
+            (first, pending.batch.count)
+            for first, pending in self._pending.items()
+            if sink is None or pending.sink is sink
+        ]
 
     # -- losses
 
@@ -215,7 +232,6 @@ class ProducerStream:
         ]
         later = list(self._offered)
         self._offered.clear()
-        self._offered_bytes = 0
         self._fresh_id()
         self.cursor = None
         lost: list[LostBatch] = []
@@ -245,7 +261,6 @@ class ProducerStream:
         self._pending.clear()
         self._offered.clear()
         self._unanswered.clear()
-        self._offered_bytes = 0
         return lost
 
     def _fresh_id(self) -> None:
@@ -255,4 +270,3 @@ class ProducerStream:
 
     def _offer_first(self, batches: Sequence[Batch]) -> None:
         self._offered.extendleft(reversed(batches))
-        self._offered_bytes += sum(batch.nbytes for batch in batches)

@@ -134,6 +134,8 @@ class Admin(Protocol):
 
     def cancel(self, runs: Sequence[Run]) -> int: ...
 
+    def cancel_tasks(self, client: int, tasks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]: ...
+
     def forget(self, runs: Sequence[Run]) -> int: ...
 
     def owner_lost(self, owner: str) -> int: ...
@@ -201,6 +203,7 @@ class TransientQueue:
         self._ledger = Ledger(epoch=epoch)
         self._bases: list[int] = []  # of entries, ascending; some may be gone
         self._entries: dict[int, _Entry] = {}
+        self._bases_of: dict[tuple[int, int], int] = {}  # of batches with outcomes, by (client, first number)
         self._nbytes = 0
         self._outboxes: dict[int, Outbox] = {}
         self._gone: dict[str, None] = {}  # owners that were lost last, in order
@@ -243,6 +246,8 @@ class TransientQueue:
         for batch in batches:
             self._entries[base] = _Entry(base, batch)
             self._bases.append(base)
+            if batch.keep != Keep.NONE:
+                self._bases_of[batch.client, batch.first] = base
             self._nbytes += batch.nbytes
             base += batch.count
         self._ledger.commit(base)
@@ -476,6 +481,20 @@ class TransientQueue:
         """End what is not delivered; ask the owners of what is. Returns how many it concerned."""
         return self._apply_ends(self._ledger.decide_cancel(runs, self._clock()))
 
+    def cancel_tasks(self, client: int, tasks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """Cancel `(batch's first number, from index, to index)` of a client. Returns those that have ended by it.
+
+        What is delivered is flagged: its owner hears of it and gives it up if it has not begun.
+        """
+        ended: list[tuple[int, int, int]] = []
+        for first, lo, hi in tasks:
+            base = self._bases_of.get((client, first))
+            if base is None:
+                continue
+            freed = self._end(self._ledger.decide_cancel([(base + lo, base + hi)], self._clock()))
+            ended += [(first, start - base, stop - base) for start, stop in freed]
+        return ended
+
     def forget(self, runs: Sequence[Run]) -> int:
         """Drop kept successes and cancelled messages. Returns how many.
 
@@ -528,6 +547,7 @@ class TransientQueue:
         """Let go of everything."""
         self._entries.clear()
         self._bases.clear()
+        self._bases_of.clear()
         self._outboxes.clear()
 
     # -- inside
@@ -538,10 +558,14 @@ class TransientQueue:
             self._free(freed)
 
     def _apply_ends(self, event: Event | None) -> int:
-        """Apply an event by which messages may end without having run; their clients hear of it."""
+        """As `_end`; returns how many messages the event moved."""
+        self._end(event)
+        return 0 if event is None or isinstance(event, Put) else sum(stop - start for start, stop in event.runs)
+
+    def _end(self, event: Event | None) -> tuple[Run, ...]:
+        """Apply an event by which messages may end without having run; their clients hear of it. Returns those."""
         if event is None:
-            return 0
-        assert not isinstance(event, Put)
+            return ()
         freed = self._ledger.apply(event)
         end = End.CRASHED if isinstance(event, Failed) else End.CANCELLED
         for start, stop in self._cut(freed):
@@ -549,7 +573,7 @@ class TransientQueue:
             if entry.batch.keep != Keep.NONE:
                 self._deliver(entry.batch, Outcome(entry.batch.first, start - entry.base, stop - start, end=end))
         self._free(freed)
-        return sum(stop - start for start, stop in event.runs)
+        return freed
 
     def _expire_kept(self) -> None:
         runs = self._kept.expire(self._clock())
@@ -586,6 +610,7 @@ class TransientQueue:
             entry.live -= stop - start
             if entry.live == 0:
                 del self._entries[entry.base]
+                self._bases_of.pop((entry.batch.client, entry.batch.first), None)
                 self._nbytes -= entry.batch.nbytes
         if len(self._bases) > 2 * len(self._entries) + 64:
             self._bases = sorted(self._entries)

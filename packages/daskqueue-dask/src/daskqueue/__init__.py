@@ -9,9 +9,11 @@ from daskqueue.__about__ import __version__
 
 if TYPE_CHECKING:
     from daskqueue.client.consumer_pool import ConsumerPool
-    from daskqueue.client.futures import TaskBatch, TaskFuture
+    from daskqueue.client.executor import QueueExecutor
+    from daskqueue.client.futures import TaskFuture
     from daskqueue.client.options import Durability
     from daskqueue.client.queue_pool import QueuePool
+    from daskqueue.client.task_batch import TaskBatch
     from daskqueue.consumers import ConsumerBaseClass, DummyConsumer, GeneralConsumer
     from daskqueue.worker.queue_actor import QueueActor
     from daskqueue_core.errors import (
@@ -51,10 +53,11 @@ _HOMES = {
     "PoolClosed": "daskqueue_core.errors",
     "PoolExists": "daskqueue_core.errors",
     "QueueActor": "daskqueue.worker.queue_actor",
+    "QueueExecutor": "daskqueue.client.executor",
     "QueueLost": "daskqueue_core.errors",
     "QueuePool": "daskqueue.client.queue_pool",
     "QueueUnavailable": "daskqueue_core.errors",
-    "TaskBatch": "daskqueue.client.futures",
+    "TaskBatch": "daskqueue.client.task_batch",
     "TaskFuture": "daskqueue.client.futures",
     "WorkerCrashed": "daskqueue_core.errors",
 }
@@ -70,6 +73,7 @@ __all__ = [
     "PoolClosed",
     "PoolExists",
     "QueueActor",
+    "QueueExecutor",
     "QueueLost",
     "QueuePool",
     "QueueUnavailable",

@@ -6,25 +6,25 @@ __all__ = ["ManualClock"]
 
 
 class ManualClock:
-    """Call it for the time, in nanoseconds as the core wants it. It never steps back."""
+    """Call it for the time, `now`, in nanoseconds as the core wants it."""
 
     def __init__(self, now: int = 0) -> None:
-        self._now = now
+        self.now = now
 
     def __call__(self) -> int:
-        return self._now
+        return self.now
 
     @property
     def seconds(self) -> float:
         """The time in seconds."""
-        return self._now / 1e9
+        return self.now / 1e9
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass."""
-        self.set(self._now + round(seconds * 1e9))
+        self.set(self.now + round(seconds * 1e9))
 
     def set(self, now: int) -> None:
-        """It is `now`, in nanoseconds."""
-        if now < self._now:
-            raise ValueError(f"the clock shows {self._now} ns and cannot be set back to {now}")
-        self._now = now
+        """It is `now`, in nanoseconds, and not earlier than before."""
+        if now < self.now:
+            raise ValueError(f"the clock shows {self.now} ns and cannot be set back to {now}")
+        self.now = now

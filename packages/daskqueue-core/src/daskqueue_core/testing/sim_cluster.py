@@ -6,7 +6,7 @@
     cluster.start()
     futures = client.submit(1000, value=42)
     cluster.network.rule("settle", "answer", drop=True)
-    cluster.run(lambda: all(future.done for future in futures))
+    assert cluster.finish(futures) == [42] * 1000
 
 Queues go to the workers that came first. Everything between the nodes is the core's own: producers, queues,
 consumers, directory, pacing.
@@ -223,10 +223,23 @@ class SimCluster:
         """Run until a coroutine of `node` has ended; its result."""
         return self.simulation.result(node.spawn(function, *args))
 
+    def end(self, futures: Iterable[SimFuture], *, seconds: float = 3600.0) -> None:
+        """Run until these have ended, one way or another."""
+        waiting = [future for future in futures if not future.done]
+        left = len(waiting)
+
+        def ended(_: SimFuture) -> None:
+            nonlocal left
+            left -= 1
+
+        for future in waiting:
+            future.when_done(ended)
+        self.run(lambda: left == 0, seconds=seconds)
+
     def finish(self, futures: Iterable[SimFuture], *, seconds: float = 3600.0) -> list[Any]:
-        """Run until these are done; their values."""
+        """Run until these have ended; their values, or the first error raised."""
         futures = list(futures)
-        self.run(lambda: all(future.done for future in futures), seconds=seconds)
+        self.end(futures, seconds=seconds)
         return [future.result() for future in futures]
 
     def queue(self, index: int = 0) -> TransientQueue:

@@ -238,10 +238,10 @@ class SimConsumer:
                 node.later(0, self.pump)
             raise
         except QueueReplaced:
-            self._lost(index, uuid)
+            self._lost(uuid)
             again = True
         except PoolGone:
-            self._lost(index, uuid)
+            self._lost(uuid)
             again, self.stopping = False, True
         finally:
             self._requests.pop(index, None)
@@ -353,7 +353,7 @@ class SimConsumer:
         try:
             await self._link.call(index, op, uuid=uuid, **arguments)
         except (QueueReplaced, PoolGone):
-            self._lost(index, uuid)
+            self._lost(uuid)
 
     def _settled(self, uuid: str, taken: list[tuple[int, list[Report]]]) -> None:
         for lease, reports in taken:
@@ -362,6 +362,9 @@ class SimConsumer:
     async def _beat(self) -> None:
         while True:
             await self._node.sleep(HEARTBEAT_S)
+            lives = {place.uuid for place in self._link.places}
+            for uuid in [uuid for uuid in self.books if uuid not in lives]:
+                self._lost(uuid)
             for index, place in enumerate(self._link.places):
                 if place.uuid in self.books and place.uuid not in self._beats:
                     self._node.spawn(self.heartbeat, index)
@@ -377,8 +380,11 @@ class SimConsumer:
         self._beats[uuid] = self._beats.get(uuid, 0) + 1
         try:
             cancels = await self._link.call(index, "heartbeat", uuid=uuid, patience=HEARTBEAT_S, **news)
-        except (QueueReplaced, QueueUnavailable, PoolGone):
-            return  # whoever leases there finds out
+        except QueueReplaced:
+            self._lost(uuid)
+            return
+        except (QueueUnavailable, PoolGone):
+            return
         finally:
             self._beats[uuid] -= 1
             if not self._beats[uuid]:
@@ -388,11 +394,12 @@ class SimConsumer:
             if runs:
                 self._node.spawn(self._release, index, uuid, chunk.lease, runs, "agree")
 
-    def _lost(self, index: int, uuid: str) -> None:
+    def _lost(self, uuid: str) -> None:
         """That life of the queue is over: what has not begun is somebody else's now, reports are for nobody."""
         self.books.pop(uuid, None)
         self._backlog = deque(chunk for chunk in self._backlog if chunk.uuid != uuid)
         for chunk in self._running:
             if chunk.uuid == uuid:
                 chunk.take_rest()
-        self._reports.pop(index, None)
+        for index, reports in self._reports.items():  # those for the next life may be there already
+            self._reports[index] = [report for report in reports if report[0] != uuid]

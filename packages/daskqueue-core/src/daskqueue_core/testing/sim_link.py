@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from daskqueue_core.directory import Place
+from daskqueue_core.directory import Place, newest
 from daskqueue_core.errors import QueueUnavailable
 from daskqueue_core.testing.network import SimNetwork
 from daskqueue_core.testing.sim_host import LOST, SimHost
@@ -82,4 +82,4 @@ class SimLink:
             return
         if places is None:
             raise PoolGone(self.pool)
-        self.places = list(places)
+        self.places = newest(self.places, places)

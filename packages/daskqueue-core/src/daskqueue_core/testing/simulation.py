@@ -98,7 +98,7 @@ class Promise(Generic[T]):
 class Task(Generic[T]):
     """A coroutine that a node runs. Await it for its result."""
 
-    __slots__ = ("_awaiting", "_cancelling", "_coroutine", "_start", "ended", "node")
+    __slots__ = ("_awaiting", "_cancelling", "_coroutine", "_due", "_start", "ended", "node")
 
     def __init__(self, node: SimNode, start: Callable[[], Coroutine[Promise[Any], None, T]]) -> None:
         self.node = node
@@ -107,22 +107,31 @@ class Task(Generic[T]):
         self._coroutine: Coroutine[Promise[Any], None, T] | None = None
         self._awaiting: Promise[Any] | None = None
         self._cancelling = False
+        self._due = False  # its next step is an event already
+        node.tasks[self] = None
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._due:
+            self._due = True
+            self.node.later(0, self._step)
 
     def wake(self, promise: Promise[Any]) -> None:
         """What it waited for is there."""
         if promise is self._awaiting:
             self._awaiting = None
-            self.node.later(0, self.step)
+            self._go_on()
 
     def cancel(self) -> None:
         """Raise `Cancelled` inside it, soon."""
         if not self._cancelling and not self.ended.done:
             self._cancelling = True
             self._awaiting = None
-            self.node.later(0, self.step)
+            self._go_on()
 
-    def step(self) -> None:
+    def _step(self) -> None:
         """Go on until it waits again."""
+        self._due = False
         if self.ended.done:
             return
         node = self.node
@@ -178,12 +187,9 @@ class Simulation:
     def later(self, seconds: float, node: SimNode | None, callback: Callable[[], None]) -> Timer:
         """Call `callback` in `seconds`, if `node` lives and is free then."""
         timer = Timer(node, callback)
-        self._push(self.clock() + max(0, round(seconds * 1e9)), timer)
-        return timer
-
-    def _push(self, at: int, timer: Timer) -> None:
         self._n += 1
-        heappush(self._events, (at, self._n, timer))
+        heappush(self._events, (self.clock.now + (round(seconds * 1e9) if seconds > 0 else 0), self._n, timer))
+        return timer
 
     def run(self, until: Callable[[], bool] | None = None, *, seconds: float = 3600.0) -> None:
         """Run for `seconds`, or until something is so; `SimulationStuck` if it is not by then."""
@@ -208,9 +214,10 @@ class Simulation:
         if callback is None or (node is not None and not node.alive):
             return False
         if node is not None and node.busy_until > at:
-            self._push(node.busy_until, timer)
+            self._n += 1
+            heappush(self._events, (node.busy_until, self._n, timer))
             return False
-        self.clock.set(at)
+        self.clock.now = at
         callback()
         return True
 
@@ -232,10 +239,7 @@ class SimNode:
 
     def spawn(self, function: Callable[..., Coroutine[Promise[Any], None, T]], *args: Any, **kwargs: Any) -> Task[T]:
         """Run `function(*args, **kwargs)` as a task of this node, from the next event on."""
-        task: Task[T] = Task(self, lambda: function(*args, **kwargs))
-        self.tasks[task] = None
-        self.later(0, task.step)
-        return task
+        return Task(self, lambda: function(*args, **kwargs))
 
     def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` in `seconds`, or as soon as possible then."""

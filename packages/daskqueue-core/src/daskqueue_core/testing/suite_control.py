@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from daskqueue_core.batch import Keep
-from daskqueue_core.testing.suite_base import SECOND, SuiteBase, calls
+from daskqueue_core.states import MessageState
+from daskqueue_core.testing.suite_base import CLIENT, SECOND, SuiteBase, calls
 
 __all__ = ["ControlRules"]
 
@@ -130,6 +131,15 @@ class ControlRules(SuiteBase):
         assert self.lease(owner="c").ids == [*a.ids, *more.ids, 6, 7, 8]
         assert self.queue.ack(b) == 2
 
+    def test_a_lost_owner_gets_nothing_more(self) -> None:
+        """A request of it that was under way is not granted: nobody would end that lease. Others are served."""
+        self.admit(calls(0, 2))
+        self.lease(1, owner="a", request=1)
+        self.queue.owner_lost("a")
+        assert self.queue.lease(1, owner="a", request=2) is None
+        assert self.queue.lease(1, owner="a", request=1) is None
+        assert self.lease(owner="b").ids == [0, 1]
+
     def test_half_of_a_lease_was_acknowledged(self) -> None:
         """The other half returns."""
         self.admit(calls(0, 10))
@@ -202,6 +212,27 @@ class ControlRules(SuiteBase):
         assert self.queue.heartbeat("a", {lease.id: (0, 0)}, [], 0) == {}
         assert self.ended() == [(1, "CANCELLED"), (2, "CANCELLED")]
         assert self.queue.ack(lease) == 2
+
+    def test_cancel_by_the_names_of_a_client(self) -> None:
+        """A client names its batch and positions in it; it hears which have ended by this, by the same names."""
+        self.queue.put(b"a")
+        self.admit(calls(0, 3, client=CLIENT + 1), calls(10, 6), calls(20, 3))
+        self.lease(6, owner="a")
+        tasks = [(10, 1, 5), (20, 0, 1), (99, 0, 1), (0, 0, 3)]
+        ended = self.queue.cancel_tasks(CLIENT, tasks)
+        assert [tuple(task) for task in ended] == [(10, 2, 5), (20, 0, 1)]
+        stats = self.queue.stats()
+        assert (stats.cancelled, stats.delivered, stats.ready) == (4, 6, 3)
+        assert self.ended() == [(12, "CANCELLED"), (13, "CANCELLED"), (14, "CANCELLED"), (20, "CANCELLED")]
+        assert self.queue.owner_lost("a") == 6
+        assert self.count(MessageState.CANCELLED) == 5
+
+    def test_cancel_by_name_is_asked_once(self) -> None:
+        """What has ended does not end again, also when its batch is gone."""
+        self.admit(calls(0, 2))
+        self.queue.ack(self.lease(1))
+        assert [tuple(task) for task in self.queue.cancel_tasks(CLIENT, [(0, 0, 2)])] == [(0, 1, 2)]
+        assert list(self.queue.cancel_tasks(CLIENT, [(0, 0, 2)])) == []
 
     def test_cancel_comes_too_late(self) -> None:
         """What ran anyway counts as it ended, and what has ended is not cancelled."""

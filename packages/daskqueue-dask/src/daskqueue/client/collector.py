@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from daskqueue.client.session import Session
-from daskqueue.client.submitter import Losses
+from daskqueue.client.submitter import Owner
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.outcomes import Outcome
@@ -30,14 +30,14 @@ class Collector:
         session: Session,
         route: Route,
         streams: Sequence[ProducerStream],
-        losses: Losses,
+        owner: Owner,
         remember: Callable[[Outcome], None],
     ) -> None:
         self._session = session
         self._link: Link = session.link
         self._route = route
         self._streams = streams
-        self._losses = losses
+        self._owner = owner
         self._remember = remember
         self._quiet: list[asyncio.Future[None]] = []
         self._polls: list[asyncio.Task[None]] = []
@@ -76,10 +76,10 @@ class Collector:
                     wait=POLL_S,
                 )
             except QueueReplaced:
-                await self._losses.replaced(index)
+                await self._owner.replaced(index)
                 continue
             except (PoolGone, SchedulerGone, DaskQueueError) as error:
-                self._losses.over(error)
+                self._owner.over(error)
                 return
             if stream.uuid != uuid:  # replaced meanwhile: what it says is about another life
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 import warnings
 from collections.abc import Callable
@@ -94,21 +95,22 @@ class ConsumerPool:
             return self.n_consumers
         return len(self._session.client.scheduler_info(n_workers=-1)["workers"])
 
-    def start(self) -> None:
+    def start(self) -> Any:
         """Begin to consume, on the workers that are here and, as asked, on those that join."""
+        return self._session.sync(self._start())
+
+    async def _start(self) -> None:
         self._check()
         if self._started:
             return
-        answer = self._session.run(
-            self._session.ask(
-                "consume",
-                pool=self.queue_pool.name,
-                consumers=self.id,
-                spec=self._spec,
-                count=self.n_consumers,
-                kinds=self._kinds,
-                early_ack=self._spec["early_ack"],
-            )
+        answer = await self._session.ask(
+            "consume",
+            pool=self.queue_pool.name,
+            consumers=self.id,
+            spec=self._spec,
+            count=self.n_consumers,
+            kinds=self._kinds,
+            early_ack=self._spec["early_ack"],
         )
         if answer[0] != OK:
             raise DaskQueueError(f"the consumers of {self.queue_pool.name} did not start: {answer[2]}")
@@ -116,7 +118,7 @@ class ConsumerPool:
 
     def join(
         self, timestep: Any = None, print_timestep: Any = None, *, timeout: float | None = None, progress: bool = False
-    ) -> None:
+    ) -> Any:
         """Wait until all work of the queue pool is done. The consumers stay usable.
 
         Raises `RuntimeError` before `start`, `TimeoutError` after `timeout` seconds. `progress` shows a bar.
@@ -130,11 +132,10 @@ class ConsumerPool:
         if not self._started:
             raise RuntimeError("join() before start(): nothing would ever be done; call start() first")
         if not progress:
-            self.queue_pool.join(timeout=timeout)
-            return
+            return self.queue_pool.join(timeout=timeout)
         session = self._session
         deadline = None if timeout is None else session.loop.time() + timeout
-        session.run(self._join_with_progress(deadline))
+        return session.sync(self._join_with_progress(deadline))
 
     async def _join_with_progress(self, deadline: float | None) -> None:
         pool = self.queue_pool
@@ -143,32 +144,32 @@ class ConsumerPool:
             while not joining.done():
                 await asyncio.wait([joining], timeout=0.2)
                 if not joining.done() or joining.exception() is None:
-                    stats = await pool._stats()
+                    stats = await pool._connection.stats()
                     bar.update(sum(queue.finished for queue in stats), sum(queue.puts for queue in stats))
         await joining
 
-    def results(self, *, raise_on_error: bool = False) -> dict[str, Any]:
+    def results(self, *, raise_on_error: bool = False) -> Any:
         """As `QueuePool.results`."""
         return self.queue_pool.results(raise_on_error=raise_on_error)
 
-    def failures(self) -> dict[str, BaseException]:
+    def failures(self) -> Any:
         """As `QueuePool.failures`."""
         return self.queue_pool.failures()
 
-    def drain(self, timeout: float | None = None) -> bool:
+    def drain(self, timeout: float | None = None) -> Any:
         """Lease nothing more, finish what runs, give the rest back. False: it still ran after `timeout` seconds."""
-        return self._stop(drain=True, timeout=timeout)
+        return self._session.sync(self._stop(drain=True, timeout=timeout))
 
-    def cancel(self) -> None:
+    def cancel(self) -> Any:
         """End the consumers. What runs is finished and reported; nobody waits for it, the rest goes back."""
-        self._stop(drain=False, timeout=None)
+        return self._session.sync(self._stop(drain=False, timeout=None))
 
-    def _stop(self, *, drain: bool, timeout: float | None) -> bool:
-        if not self._started or self._ended:
+    async def _stop(self, *, drain: bool, timeout: float | None) -> bool:
+        if not self._started or self._ended or not self._session.alive:
             return True
         self._ended = True
         asked = self._session.ask("stop", pool=self.queue_pool.name, consumers=self.id, drain=drain)
-        return self._session.run(_within(asked, timeout))
+        return await _within(asked, timeout)
 
     def _check(self) -> None:
         if self._ended:
@@ -183,9 +184,22 @@ class ConsumerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Wait for the work and end the consumers; after an exception, only end them."""
-        if kind is None:
-            self.join()
+        with contextlib.suppress(PoolClosed):  # somebody shut it down: nothing to wait for
+            if kind is None:
+                self.join()
         self.cancel()
+
+    async def __aenter__(self) -> ConsumerPool:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(PoolClosed):
+            if kind is None:
+                await self.join()
+        await self._stop(drain=False, timeout=None)
 
 
 async def _within(work: Any, timeout: float | None) -> bool:

@@ -13,12 +13,13 @@ __all__ = ["install"]
 _ADVICE = "install daskqueue-dask (pip install daskqueue-dask) in the environment of the scheduler and of every worker"
 
 
-def install(client: Client) -> None:
-    """Install daskqueue on the scheduler and on every worker, present and future; once for a cluster."""
+async def install(client: Client) -> None:
+    """Install daskqueue on the scheduler and on every worker, present and future; once for a cluster.
+
+    To be awaited on the client's event loop, where a synchronous client too answers with awaitables.
+    """
     for plugin, where in ((DaskQueueScheduler(), "the scheduler"), (DaskQueueWorker(), "a worker")):
         try:
-            client.register_plugin(plugin)
-        except Exception as error:  # a worker's ImportError comes as a bare Exception with its text
-            if isinstance(error, ImportError) or "ModuleNotFoundError" in str(error):
-                raise NotInstalled(f"{where} cannot load daskqueue ({error}): {_ADVICE}") from error
-            raise
+            await client.register_plugin(plugin)
+        except ImportError as error:
+            raise NotInstalled(f"{where} cannot load daskqueue ({error}): {_ADVICE}") from error

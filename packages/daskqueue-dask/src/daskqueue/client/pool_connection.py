@@ -5,29 +5,37 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from daskqueue.client.collector import Collector
+from daskqueue.client.futures import Sink, TaskFuture
 from daskqueue.client.session import Session
-from daskqueue.client.submitter import Losses, Submitter
+from daskqueue.client.submitter import Submitter
 from daskqueue.utils import logger
+from daskqueue.wire import nested
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue.wire.operations import OK, JoinState
 from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
-from daskqueue_core.outcomes import KeptResults, Outcome
+from daskqueue_core.outcomes import End, KeptResults, Outcome
 from daskqueue_core.producer import LostBatch, ProducerStream
+from daskqueue_core.stats import QueueStats
 
 __all__ = ["PoolConnection"]
 
 JOIN_WAIT_S: Final = 20.0
+CANCEL_S: Final = 5.0
+CANCEL_BATCHES: Final = 1000
 ASK_AGAIN_S: Final = 0.25
 
 
-class PoolConnection(Losses):
+class PoolConnection:
     """What a `QueuePool` object works with. Built and used on the client's event loop, but for `submitter.submit`."""
 
     def __init__(self, session: Session, name: str, route: Route, options: dict[str, Any]) -> None:
         self.session = session
+        self.callbacks = session.callbacks
+        self.client_id = session.id
         self.name = name
         self.route = route
         self.options = options
@@ -43,6 +51,7 @@ class PoolConnection(Losses):
         """Begin to listen."""
         self.collector.start()
         self.session.watch(self.over)
+        nested.register(self)
 
     async def call(self, index: int, op: str, **arguments: Any) -> Any:
         """Call an operation of one queue, whichever life it has; `QueueUnavailable` after `rehost_timeout`."""
@@ -59,6 +68,19 @@ class PoolConnection(Losses):
         """Raise what ended the pool, if it ended."""
         if self.error is not None:
             raise self.error
+
+    def refuse(self) -> None:
+        """Take nothing more; what was taken is done."""
+        self.submitter.refuse(PoolClosed(f"pool {self.name} was shut down: make a new one"))
+
+    @property
+    def buffered(self) -> bool:
+        """Whether something has not reached its queue yet."""
+        return self.error is None and self.submitter.buffered
+
+    def flush_now(self) -> None:
+        """Wait until it has."""
+        self.session.run(self.submitter.flush())
 
     # -- losses
 
@@ -142,6 +164,70 @@ class PoolConnection(Losses):
                 for lo, hi in batch.runs:
                     batch.sink.lose(batch.shift + lo, batch.shift + hi, outcome)
 
+    # -- cancelling
+
+    def cancel_future(self, future: TaskFuture) -> bool:
+        """Cancel one task; see `TaskFuture.cancel`."""
+        if self.submitter.withdraw(future):
+            return True
+        return self._cancel(self._cancel_number(future.number)) > 0
+
+    async def cancel_future_async(self, future: TaskFuture) -> bool:
+        """As `cancel_future`, on the event loop."""
+        if self.submitter.withdraw(future):
+            return True
+        return self.error is None and await _within(self._cancel_number(future.number), CANCEL_S) > 0
+
+    def abandon(self, sink: Sink) -> None:
+        """Nobody reads this any more: cancel what is left of it, without waiting."""
+        if self.error is None and self.session.alive:
+            self.session.soon(lambda: self.session.spawn(self.cancel_all(sink)))
+
+    def cancel_batch(self, batch: Sink) -> int:
+        """Cancel what is left of a batch; returns how many tasks ended by it at once."""
+        return self._cancel(self.cancel_all(batch))
+
+    def _cancel(self, work: Coroutine[Any, Any, int]) -> int:
+        if self.error is not None:
+            work.close()
+            return 0
+        if self.session.on_loop:
+            self.session.spawn(work)
+            return 0
+        return self.session.run(_within(work, CANCEL_S))
+
+    async def _cancel_number(self, number: int) -> int:
+        await self.submitter.flush()
+        for index, stream in enumerate(self.streams):
+            found = stream.locate(number)
+            if found is not None:
+                return await self._cancel_tasks(index, [(found[0], found[1], found[1] + 1)])
+        return 0
+
+    async def cancel_all(self, sink: Sink | None) -> int:
+        """Cancel what is left of `sink` (None: of everything submitted here); how many ended by it at once."""
+        await self.submitter.flush()
+        count = 0
+        for index, stream in enumerate(self.streams):
+            tasks = [(first, 0, size) for first, size in stream.pending_of(sink)]
+            for at in range(0, len(tasks), CANCEL_BATCHES):
+                count += await self._cancel_tasks(index, tasks[at : at + CANCEL_BATCHES])
+        return count
+
+    async def _cancel_tasks(self, index: int, tasks: list[tuple[int, int, int]]) -> int:
+        stream = self.streams[index]
+        try:
+            ended = await self.session.link.call(
+                self.route, index, "cancel_tasks", uuid=stream.uuid, client=self.client_id, tasks=tasks
+            )
+        except (QueueReplaced, PoolGone, SchedulerGone, DaskQueueError):
+            return 0  # what is put again runs
+        outcomes = tuple(Outcome(first, lo, hi - lo, end=End.CANCELLED) for first, lo, hi in ended)
+        for delivery in stream.absorb(outcomes):  # without waiting for the next poll
+            delivery.sink.deliver(delivery)
+        self.collector.check_quiet()
+        return sum(hi - lo for _, lo, hi in ended)
+
     # -- waiting and reading
 
     async def join(self, deadline: float | None) -> None:
@@ -180,6 +266,10 @@ class PoolConnection(Losses):
                 "the last join were not done and cannot be put again"
             )
 
+    async def stats(self) -> list[QueueStats]:
+        """What each queue says of itself."""
+        return list(await asyncio.gather(*(self.call(index, "stats") for index in range(len(self.route)))))
+
     def _remember(self, outcome: Outcome) -> None:
         now = time.monotonic_ns()
         number = self._kept.add(self.session.id, outcome, ())
@@ -197,3 +287,10 @@ class PoolConnection(Losses):
         self._kept.expire(time.monotonic_ns())
         _, ours = self._kept.read(0, 1 << 62)
         return out + ours
+
+
+async def _within(work: Coroutine[Any, Any, int], seconds: float) -> int:
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        return 0

@@ -41,6 +41,8 @@ class Session:
         self._numbers = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lock = threading.Lock()
+        self.asynchronous: bool = client.asynchronous
+        self._watching: asyncio.Task[None] | None = None
         self._watchers: set[Callable[[BaseException], None]] = set()
         self.connections = new_connection_pool(client.connection_args)
         self.link = Link(self.connections, self._resolve)
@@ -54,12 +56,13 @@ class Session:
             session = _sessions.get(client)
             if session is None:
                 session = _sessions[client] = cls(client)
-                session.run(session._start())
-        return session
+            return session
 
-    async def _start(self) -> None:
-        await self.connections.start()
-        self._watching = asyncio.ensure_future(self._watch())
+    async def start(self) -> None:
+        """Connect and watch, once."""
+        if self._watching is None:
+            self._watching = asyncio.ensure_future(self._watch())
+            await self.connections.start()
 
     @property
     def client(self) -> Client:
@@ -86,6 +89,10 @@ class Session:
     def on_loop(self) -> bool:
         """Whether this thread runs the client's event loop, where nothing may block."""
         return asyncio._get_running_loop() is self.loop
+
+    def sync(self, coroutine: Coroutine[Any, Any, T]) -> Any:
+        """As Dask does: the result of `coroutine`, or with an asynchronous client the coroutine, to be awaited."""
+        return coroutine if self.asynchronous else self.run(coroutine)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run `coroutine` on the client's event loop and wait for it."""

@@ -12,9 +12,10 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from concurrent.futures import CancelledError
+from typing import Final, NamedTuple, Protocol
 
-from daskqueue.client.futures import FutureSink, Sink, TaskFuture
+from daskqueue.client.futures import FutureSink, Home, Sink, TaskFuture
 from daskqueue.client.session import Session
 from daskqueue.wire.functions import EncodedFunction
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
@@ -25,7 +26,7 @@ from daskqueue_core.ledger import Early
 from daskqueue_core.producer import ProducerStream, PutRequest
 from daskqueue_core.queue import Accepted
 
-__all__ = ["BATCH_BYTES", "BATCH_CALLS", "Losses", "Submitter"]
+__all__ = ["BATCH_BYTES", "BATCH_CALLS", "Owner", "Submitter"]
 
 BATCH_CALLS: Final = 1000
 BATCH_BYTES: Final = 1 << 20
@@ -39,10 +40,11 @@ class _Call(NamedTuple):
     function: EncodedFunction
     body: bytes
     future: TaskFuture
+    keep: Keep
 
 
-class Losses:
-    """What the submitter does not decide by itself: a queue was replaced, or the pool is over."""
+class Owner(Home, Protocol):
+    """What the streams do not decide by themselves."""
 
     async def replaced(self, index: int) -> None:
         """Queue `index` has another life; returns when its stream speaks for it, or is to be asked again."""
@@ -50,18 +52,17 @@ class Losses:
 
     def over(self, error: BaseException) -> None:
         """Nothing more will come of this pool."""
-        raise NotImplementedError
 
 
 class Submitter:
     """Puts what one pool object submits into the pool's queues."""
 
-    def __init__(self, session: Session, route: Route, streams: Sequence[ProducerStream], losses: Losses) -> None:
+    def __init__(self, session: Session, route: Route, streams: Sequence[ProducerStream], owner: Owner) -> None:
         self._session = session
         self._link: Link = session.link
         self._route = route
         self._streams = streams
-        self._losses = losses
+        self._owner = owner
         self._balancer = RoundRobin(len(streams), start=session.id)
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -73,16 +74,17 @@ class Submitter:
         self._condition_left = FUTURES_PER_CONDITION
         self._accepted: dict[int, asyncio.Future[None]] = {}  # id of a batch -> who waits for it
         self._idle: list[asyncio.Future[None]] = []
+        self._capacity: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None
         self._refusal: BaseException | None = None  # what was taken is still sent
 
     # -- any thread
 
-    def submit(self, function: EncodedFunction, body: bytes) -> TaskFuture:
+    def submit(self, function: EncodedFunction, body: bytes, keep: Keep = Keep.KEEP) -> TaskFuture:
         """Take one call. Waits for room in the buffer, except on the event loop."""
         session = self._session
         with self._lock:
-            if self._buffered_bytes > BUFFER_BYTES or len(self._calls) > BUFFER_CALLS:
+            if self._is_full():
                 self._await_room()
             if self._refusal is not None:
                 raise self._refusal
@@ -90,8 +92,8 @@ class Submitter:
                 self._condition = threading.Condition()
                 self._condition_left = FUTURES_PER_CONDITION
             self._condition_left -= 1
-            future = TaskFuture(session.id, session.numbers(1), self._condition, session.callbacks)
-            self._calls.append(_Call(function, body, future))
+            future = TaskFuture(self._owner, session.numbers(1), self._condition)
+            self._calls.append(_Call(function, body, future, keep))
             self._buffered_bytes += len(body)
             wake = not self._woken
             self._woken = True
@@ -102,12 +104,12 @@ class Submitter:
     def send(self, batch: Batch, sink: Sink | None, shift: int = 0) -> None:
         """Take a whole batch, whose first message is number `shift` of the sink. Waits as `submit` does."""
         with self._lock:
-            if self._buffered_bytes > BUFFER_BYTES:
+            if self._is_full():
                 self._await_room()
             if self._refusal is not None:
                 raise self._refusal
             self._batches.append((batch, sink, shift))
-            self._buffered_bytes += batch.nbytes
+            self._buffered_bytes += len(batch.body)
             wake = not self._woken
             self._woken = True
         if wake:
@@ -117,7 +119,7 @@ class Submitter:
         """Called with the lock held; the queues' hosts or the network are slower than the caller."""
         if self._session.on_loop:
             return
-        while self._error is None and (self._buffered_bytes > BUFFER_BYTES or len(self._calls) > BUFFER_CALLS):
+        while self._error is None and self._is_full():
             self._room.wait(1.0)
             if not self._session.loop.is_running():
                 raise DaskQueueError("the Dask client's event loop has stopped: make a new Client, and a new pool")
@@ -141,6 +143,11 @@ class Submitter:
             self._idle.append(idle)
             await idle
 
+    @property
+    def buffered(self) -> bool:
+        """Whether something was not accepted yet."""
+        return not self._is_idle()
+
     def _is_idle(self) -> bool:
         return not self._calls and not self._batches and all(stream.idle for stream in self._streams)
 
@@ -158,8 +165,8 @@ class Submitter:
         for batch, sink, shift in batches:
             self._streams[self._balancer.pick()].offer(batch, sink, shift)
         while calls:
-            batch, futures = _gather(calls, self._session.id)
-            self._streams[self._balancer.pick()].offer(batch, FutureSink(futures))
+            batch, sink = _gather(calls, self._session.id)
+            self._streams[self._balancer.pick()].offer(batch, sink)
         for index in range(len(self._streams)):
             self.kick(index)
 
@@ -185,10 +192,10 @@ class Submitter:
                 if not isinstance(answer, Early):
                     break
         except QueueReplaced:
-            await self._losses.replaced(index)
+            await self._owner.replaced(index)
             return
         except (PoolGone, SchedulerGone, DaskQueueError) as error:
-            self._losses.over(error)
+            self._owner.over(error)
             return
         if isinstance(answer, Accepted):
             if stream.accepted(put):
@@ -202,13 +209,28 @@ class Submitter:
     def _done(self, put: PutRequest) -> None:
         nbytes = 0
         for batch in put.batches:
-            nbytes += batch.nbytes
+            nbytes += len(batch.body)
             waiting = self._accepted.get(id(batch))
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
         with self._lock:
             self._buffered_bytes -= nbytes
             self._room.notify_all()
+        if self._capacity and not self._is_full():
+            for room in self._capacity:
+                if not room.done():
+                    room.set_result(None)
+            self._capacity.clear()
+
+    async def wait_capacity(self) -> None:
+        """Wait until the buffer has room."""
+        while self._error is None and self._is_full():
+            room = asyncio.get_running_loop().create_future()
+            self._capacity.append(room)
+            await room
+
+    def _is_full(self) -> bool:
+        return self._buffered_bytes > BUFFER_BYTES or len(self._calls) > BUFFER_CALLS
 
     def _release_idle(self) -> None:
         for idle in self._idle:
@@ -220,9 +242,23 @@ class Submitter:
         """A queue was lost and its batches are offered again: count anew what is buffered."""
         with self._lock:
             self._buffered_bytes = sum(len(call.body) for call in self._calls)
-            self._buffered_bytes += sum(batch.nbytes for batch, _, _ in self._batches)
+            self._buffered_bytes += sum(len(batch.body) for batch, _, _ in self._batches)
             self._buffered_bytes += sum(stream.unaccepted_bytes for stream in self._streams)
             self._room.notify_all()
+
+    def withdraw(self, future: TaskFuture) -> bool:
+        """Take a call back that is still in the buffer. False: it is not there any more."""
+        with self._lock:
+            for call in self._calls:
+                if call.future is future:
+                    break
+            else:
+                return False
+            self._calls.remove(call)
+            self._buffered_bytes -= len(call.body)
+            self._room.notify_all()
+        FutureSink([future]).lose(0, 1, CancelledError())
+        return True
 
     def refuse(self, error: BaseException) -> None:
         """Whoever submits from now on gets `error`."""
@@ -247,30 +283,30 @@ class Submitter:
                 sink.lose(shift, shift + batch.count, outcome)
 
 
-def _gather(calls: deque[_Call], client: int) -> tuple[Batch, list[TaskFuture]]:
+def _gather(calls: deque[_Call], client: int) -> tuple[Batch, FutureSink]:
     """The first calls of one function, with consecutive numbers, as a batch."""
-    function, _, future = calls[0]
-    first = future.number
+    head = calls[0]
+    shared, keep, number = head.function.shared, head.keep, head.future.number
     bodies: list[bytes] = []
     futures: list[TaskFuture] = []
     nbytes = 0
     while calls and len(bodies) < BATCH_CALLS and nbytes < BATCH_BYTES:
         call = calls[0]
-        if call.function.shared is not function.shared or call.future.number != first + len(bodies):
+        if call.function.shared is not shared or call.keep is not keep or call.future.number != number + len(bodies):
             break
         calls.popleft()
         bodies.append(call.body)
         futures.append(call.future)
         nbytes += len(call.body)
     batch = Batch(
-        len(bodies),
-        b"".join(bodies),
-        lengths_column(bodies),
-        function.shared,
-        Kind.CALL,
-        function.hash,
-        client,
-        first,
-        Keep.KEEP,
+        count=len(bodies),
+        body=b"".join(bodies),
+        lengths=lengths_column(bodies),
+        shared=shared,
+        kind=Kind.CALL,
+        function=head.function.hash,
+        client=client,
+        first=number,
+        keep=keep,
     )
-    return batch, futures
+    return batch, FutureSink(futures, keeps=keep is Keep.KEEP)

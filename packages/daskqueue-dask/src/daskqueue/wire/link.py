@@ -12,7 +12,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from distributed.core import ConnectionPool
+from distributed.comm import Comm
+from distributed.core import ConnectionPool, send_recv
 
 from daskqueue.wire.operations import CODECS, ERROR, HANDLER, LOST, OK
 from daskqueue_core.directory import Place
@@ -21,6 +22,7 @@ from daskqueue_core.errors import DaskQueueError, QueueUnavailable
 __all__ = ["Link", "PoolGone", "QueueReplaced", "RemoteFailure", "Route", "SchedulerGone", "new_connection_pool"]
 
 CONNECT_TIMEOUT_S: Final = 2.0
+CONNECT_NEWS_S: Final = 0.1
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.25
 
@@ -101,7 +103,7 @@ class Link:
             trouble = "no worker hosts it"
             if place.up:
                 try:
-                    status, *answer = await self._ask(place, op, arguments)
+                    status, *answer = await self._ask(route, index, place, op, arguments)
                 except OSError as error:
                     trouble = f"its host {place.address} does not answer: {error}"
                 else:
@@ -120,16 +122,39 @@ class Link:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    async def _ask(self, place: Place, op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    async def _ask(self, route: Route, index: int, place: Place, op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
         handler = self._local(place.uuid) if self._local is not None else None
         if handler is not None:
             return await handler(op, place.uuid, arguments)
         codec = CODECS[op]
-        call = getattr(self._connections(place.address), HANDLER)
-        answer = await call(do=op, uuid=place.uuid, **codec.pack(arguments))
+        comm = await self._connect(route, index, place)
+        try:
+            answer = await send_recv(comm, op=HANDLER, do=op, uuid=place.uuid, **codec.pack(arguments))
+        finally:
+            self._connections.reuse(place.address, comm)
         if not isinstance(answer, (list, tuple)):  # a worker without our handler: it came or leaves
             raise OSError(f"unexpected answer {answer!r}")
         return (OK, codec.unpack_answer(answer[1])) if answer[0] == OK else tuple(answer)
+
+    async def _connect(self, route: Route, index: int, place: Place) -> Comm:
+        """A connection to a queue's host, or OSError as soon as the directory says that the queue is not there.
+
+        Dask repeats a refused connection until its timeout, and a worker that closes accepts and says nothing.
+        """
+        if any(not comm.closed() for comm in self._connections.available.get(place.address, ())):
+            return await self._connections.connect(place.address)
+        connecting = asyncio.ensure_future(self._connections.connect(place.address))
+        try:
+            while not (await asyncio.wait((connecting,), timeout=CONNECT_NEWS_S))[0]:
+                await self._refresh(route)
+                if route.places[index] != place:
+                    raise OSError("the queue is not there any more")
+            return connecting.result()
+        except RuntimeError:  # ours is closed: this process leaves
+            raise SchedulerGone from None
+        except BaseException:
+            connecting.cancel()
+            raise
 
     async def _refresh(self, route: Route) -> None:
         """Ask the directory, once for all who wait."""

@@ -159,6 +159,7 @@ CODECS: Final[dict[str, Codec]] = {
     "release": Codec(_same, _same, _same, _same),
     "heartbeat": Codec(_same, _same, _same, _same),
     "read_kept": Codec(_same, _same, _pack_kept, _unpack_kept),
+    "cancel_tasks": Codec(_same, _same, tuple, _same),
     "forget": Codec(_same, _same, _same, _same),
     "stats": Codec(_same, _same, tuple, lambda message: QueueStats(*message)),
     "join": Codec(_same, _same, tuple, lambda message: JoinState(*message)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from daskqueue.wire import nested
 from daskqueue.wire.errors import encode_error
 from daskqueue.worker.runners import Job, JobReport
 from daskqueue_core.batch import Run
@@ -45,6 +46,7 @@ class Chunk:
     def run(self) -> list[Report]:
         """Run all in this thread. Does not raise."""
         reports = [self._report(start, count, job.run() if job else None) for start, count, job in self._shares]
+        nested.flush()
         return [report for report in reports if report.stop > report.start]
 
     async def run_async(self) -> list[Report]:
@@ -52,6 +54,8 @@ class Chunk:
         reports = [
             self._report(start, count, await job.run_async() if job else None) for start, count, job in self._shares
         ]
+        if nested.unflushed():
+            await asyncio.to_thread(nested.flush)
         return [report for report in reports if report.stop > report.start]
 
     def _report(self, start: int, count: int, report: JobReport | None) -> Report:

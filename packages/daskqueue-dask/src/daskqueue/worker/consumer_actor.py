@@ -348,6 +348,12 @@ class ConsumerActor:
         for chunk in [*backlog, *(self._running if everything else ())]:
             self._spawn_release(chunk)
 
+    def give_back(self, uuid: str, lease: int) -> None:
+        """Some of a lease is to be cancelled: give its unstarted tail back, which ends those."""
+        for chunk in [*self._backlog, *self._running]:
+            if chunk.uuid == uuid and chunk.lease == lease:
+                self._spawn_release(chunk)
+
     def _spawn_release(self, chunk: Chunk) -> None:
         runs = chunk.take_rest()
         if runs:

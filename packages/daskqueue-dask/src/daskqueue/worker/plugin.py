@@ -147,7 +147,10 @@ class DaskQueueWorker(WorkerPlugin):
         news = {"owner": self.owner, "held": held, "open": open_, "sent": sent, "ttl": self.ttl}
         self._beats[uuid] = self._beats.get(uuid, 0) + 1
         try:
-            await self.link.call(route, index, "heartbeat", uuid=uuid, patience=HEARTBEAT_S, **news)
+            cancels = await self.link.call(route, index, "heartbeat", uuid=uuid, patience=HEARTBEAT_S, **news)
+            for lease in cancels:
+                for consumers in self.consumers.values():
+                    consumers.give_back(uuid, lease)
         except (QueueReplaced, QueueUnavailable, PoolGone, SchedulerGone):
             pass  # whoever leases there finds out
         finally:

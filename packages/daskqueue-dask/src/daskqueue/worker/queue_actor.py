@@ -88,8 +88,11 @@ class QueueActor:
         answer = self.queue.admit(batches, producer=producer, number=number)
         if isinstance(answer, Early) and producer is not None:
             turn = self._early.setdefault((producer, number), asyncio.get_running_loop().create_future())
-            await _wait(turn, EARLY_WAIT_S)
-            self._early.pop((producer, number), None)
+            try:
+                await _wait(turn, EARLY_WAIT_S)
+            finally:  # a caller that is cancelled must not keep the queue from being idle
+                if self._early.get((producer, number)) is turn:
+                    del self._early[producer, number]
             answer = self.queue.admit(batches, producer=producer, number=number)
         if producer is not None:
             successor = self._early.pop((producer, number + 1), None)
@@ -201,6 +204,12 @@ class QueueActor:
         """End what is not delivered; ask the owners of what is."""
         return self._woken(self.queue.cancel(runs))
 
+    async def cancel_tasks(self, client: int, tasks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """Cancel a client's tasks by its own names; returns those that have ended by it."""
+        ended = self.queue.cancel_tasks(client, tasks)
+        self._wake()
+        return ended
+
     async def forget(self, runs: Sequence[Run]) -> int:
         """Drop kept successes and cancelled messages."""
         return self._woken(self.queue.forget(runs))
@@ -227,6 +236,7 @@ class QueueActor:
         if not self._idle() and wait > 0:
             quiet = asyncio.get_running_loop().create_future()
             self._joins.append(quiet)
+            self._arm()  # clients that never put again are noticed by time
             await _wait(quiet, wait)
             if quiet in self._joins:
                 self._joins.remove(quiet)

@@ -1,0 +1,66 @@
+"""Opens a pool at the directory: makes it, or joins the one of that name. Refusals become errors."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from daskqueue.client.install import install
+from daskqueue.client.pool_connection import PoolConnection
+from daskqueue.client.session import Session
+from daskqueue.wire.link import Route
+from daskqueue.wire.operations import OK, PROTOCOL
+from daskqueue_core.directory import Place
+from daskqueue_core.errors import DaskQueueError, NotInstalled, PoolExists
+
+__all__ = ["attach_pool", "open_pool"]
+
+
+async def open_pool(session: Session, name: str | None, n_queues: int, options: Mapping[str, Any]) -> PoolConnection:
+    """Make a pool, or attach to the one of that name if its options are equal."""
+    await session.start()
+    await install(session.client)
+    own_name = name if name is not None else f"unnamed-{uuid.uuid4().hex}"
+    answer = await session.ask(
+        "open",
+        name=own_name,
+        options=dict(options),
+        n_queues=n_queues,
+        client=session.client_id,
+        owned=name is None,
+        protocol=PROTOCOL,
+    )
+    _raise_refusal(answer, own_name)
+    return _connect(session, own_name, answer[1], options)
+
+
+async def attach_pool(session: Session, name: str) -> PoolConnection:
+    """Take part in a pool that exists; `KeyError` if it does not."""
+    await session.start()
+    await install(session.client)
+    answer = await session.ask("attach", name=name, client=session.client_id, protocol=PROTOCOL)
+    _raise_refusal(answer, name)
+    if answer[1] is None:
+        raise KeyError(f"there is no pool {name!r} in this cluster; QueuePool(client, name={name!r}) makes it")
+    options, places = answer[1]
+    return _connect(session, name, places, options)
+
+
+def _connect(
+    session: Session, name: str, places: Iterable[Sequence[Any]], options: Mapping[str, Any]
+) -> PoolConnection:
+    connection = PoolConnection(session, name, Route(name, [Place(*place) for place in places]), dict(options))
+    connection.start()
+    return connection
+
+
+def _raise_refusal(answer: Sequence[Any], name: str) -> None:
+    if answer[0] == OK:
+        return
+    kind, detail = answer[1], answer[2]
+    if kind == "PoolExists":
+        raise PoolExists(name, {option: tuple(pair) for option, pair in detail.items()})
+    if kind == "NotInstalled":
+        raise NotInstalled(detail)
+    raise DaskQueueError(f"the scheduler refused pool {name!r}: {kind}: {detail}")

@@ -1,0 +1,142 @@
+"""`ValueStream`: the values of a `map`, in order while they come; what was read is gone.
+
+Only what has arrived and was not read is held, so a stream may be endless. With `buffersize` the input is pulled as
+values are yielded. A generator that is closed, or that raises, cancels what it had submitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final
+
+from daskqueue.client.futures import Home
+from daskqueue.client.pieces import LostPiece, Piece
+from daskqueue_core.producer import Delivery
+
+__all__ = ["ValueStream"]
+
+CHUNK: Final = 1000
+
+Submit = Callable[[int], int]
+"""Submits up to so many more elements; returns how many there were."""
+
+
+class ValueStream:
+    """A sink whose values are read once, in order."""
+
+    keeps = False
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._condition = threading.Condition()
+        self._arrived: dict[
+            int, tuple[int, Piece, int]
+        ] = {}  # start of a run -> its stop, its piece, the piece's shift
+        self._size = 0
+        self._read = 0  # every run before this was read
+        self._news: list[asyncio.Future[None]] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    # -- for the submitter and the collector
+
+    def extend(self, count: int, number: int) -> int:
+        """`count` more tasks; returns the index of the first."""
+        index = self._size
+        self._size += count
+        return index
+
+    def deliver(self, delivery: Delivery) -> None:
+        """These messages ended."""
+        piece, shift = Piece(delivery.outcome), delivery.shift
+        self._arrive([(shift + lo, (shift + hi, piece, shift)) for lo, hi in delivery.runs])
+
+    def lose(self, lo: int, hi: int, error: BaseException) -> None:
+        """The messages `lo` to `hi` end with `error`."""
+        self._arrive([(lo, (hi, LostPiece(error), lo))])
+
+    def _arrive(self, runs: list[tuple[int, tuple[int, Piece, int]]]) -> None:
+        with self._condition:
+            self._arrived.update(runs)
+            if self._read in self._arrived:
+                self._condition.notify_all()
+        for news in self._news:
+            if not news.done():
+                news.set_result(None)
+        self._news.clear()
+
+    # -- for its reader
+
+    def values(self, submit: Submit | None, buffersize: int | None, timeout: float | None) -> Iterator[Any]:
+        """Values in order. `submit` adds tasks while fewer than `buffersize` are out; without it all are submitted."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            for _ in self._turns(submit, buffersize):
+                yield from self._next_run(self._await(deadline, timeout))
+        finally:
+            self._abandon()
+
+    async def values_async(
+        self, submit: Submit | None, buffersize: int | None, timeout: float | None
+    ) -> AsyncIterator[Any]:
+        """As `values`, on the client's event loop."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            for _ in self._turns(submit, buffersize):
+                while self._read not in self._arrived:
+                    news = asyncio.get_running_loop().create_future()
+                    self._news.append(news)
+                    try:
+                        await asyncio.wait_for(news, None if deadline is None else deadline - time.monotonic())
+                    except asyncio.TimeoutError:
+                        raise self._late(timeout) from None
+                for value in self._next_run(self._arrived.pop(self._read)):
+                    yield value
+        finally:
+            self._abandon()
+
+    def _turns(self, submit: Submit | None, buffersize: int | None) -> Iterator[None]:
+        """Keeps the buffer filled; a turn for each run to be read."""
+        step = CHUNK if buffersize is None else max(1, min(CHUNK, buffersize // 4))
+        more = submit is not None
+        while True:
+            while (
+                more and submit is not None and buffersize is not None and self._size - self._read <= buffersize - step
+            ):
+                more = submit(step) == step
+            if self._read == self._size:
+                return
+            yield
+
+    def _await(self, deadline: float | None, timeout: float | None) -> tuple[int, Piece, int]:
+        with self._condition:
+            while (run := self._arrived.pop(self._read, None)) is None:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise self._late(timeout)
+                self._condition.wait(left)
+            return run
+
+    def _late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"task {self._read} of a map has not ended within {timeout} s")
+
+    def _next_run(self, run: tuple[int, Piece, int]) -> Iterator[Any]:
+        stop, piece, shift = run
+        start, self._read = self._read, stop
+        values = piece.values(start - shift, stop - shift)
+        if values is not None:
+            yield from values
+            return
+        for at in range(start - shift, stop - shift):
+            error = piece.error(at)
+            if error is not None:
+                raise error
+            yield piece.value(at)
+
+    def _abandon(self) -> None:
+        if self._read < self._size:
+            self._home.abandon(self)

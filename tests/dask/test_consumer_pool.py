@@ -1,0 +1,326 @@
+"""`ConsumerPool` on a cluster: who consumes, how much at once, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from daskqueue import ConsumerBaseClass, ConsumerPool, DummyConsumer, PoolClosed, QueuePool
+
+LIMIT = 20
+
+
+@pytest.fixture
+def pool(client: Client) -> Iterator[QueuePool]:
+    """A pool without consumers; what a test left there ends with it."""
+    pool = QueuePool(client)
+    yield pool
+    pool.shutdown(cancel_futures=True)
+
+
+def nap(seconds: float, value: Any = None) -> Any:
+    """Waits, as I/O does."""
+    threading.Event().wait(seconds)
+    return value
+
+
+def where() -> tuple[int, str]:
+    """Process and thread."""
+    threading.Event().wait(0.02)
+    return os.getpid(), threading.current_thread().name
+
+
+def marking(oracle: Any) -> type[ConsumerBaseClass]:
+    """A consumer class that writes down its life and its items."""
+
+    class Marking(ConsumerBaseClass):
+        def setup(self) -> None:
+            oracle.mark(f"setup {os.getpid()}")
+
+        def teardown(self) -> None:
+            oracle.mark(f"teardown {os.getpid()}")
+
+        def process_item(self, item: Any) -> None:
+            oracle.mark(f"item {item}")
+
+    return Marking
+
+
+# ------------------------------------------------------------------------------------------------ how many, where
+
+
+def test_one_on_each_worker_by_default(client: Client, pool: QueuePool) -> None:
+    """Both workers work, one task at a time each."""
+    with ConsumerPool(client, pool) as consumers:
+        assert len(consumers) == 2
+        pids = {pid for pid, _ in pool.batch_submit([(where,)] * 20, batch_size=1).results(LIMIT)}
+        assert pids == set(client.run(os.getpid).values())
+
+
+def test_a_number_of_consumers(client: Client, pool: QueuePool) -> None:
+    """n_consumers=1 is on one worker; 5 are on both."""
+    with ConsumerPool(client, pool, n_consumers=1) as consumers:
+        assert len(consumers) == 1
+        assert len({pid for pid, _ in pool.batch_submit([(where,)] * 10, batch_size=1).results(LIMIT)}) == 1
+    with ConsumerPool(client, pool, n_consumers=5) as consumers:
+        assert len(consumers) == 5
+        began = time.monotonic()
+        assert list(pool.map(nap, [0.2] * 5, range(5), timeout=LIMIT)) == [0, 1, 2, 3, 4]
+        assert time.monotonic() - began < 1.0, "five consumers run five tasks at once"
+
+
+def test_concurrency_above_the_threads(client: Client, pool: QueuePool) -> None:
+    """100 tasks that wait 0.1 s, 50 at once on workers of one thread."""
+    with ConsumerPool(client, pool, concurrency=50):
+        began = time.monotonic()
+        assert list(pool.map(nap, [0.1] * 100, range(100), timeout=LIMIT)) == list(range(100))
+        assert time.monotonic() - began < 2
+
+
+def test_async_tasks_at_once(client: Client, pool: QueuePool) -> None:
+    """Coroutines wait side by side, as many as the concurrency says and no more."""
+
+    async def anap(seconds: float) -> int:
+        running.append(1)
+        await asyncio.sleep(seconds)
+        most = len(running)
+        running.pop()
+        return most
+
+    running: list[int] = []
+    with ConsumerPool(client, pool, n_consumers=1, concurrency=10):
+        began = time.monotonic()
+        list(pool.map(anap, [0.1] * 50, timeout=LIMIT))
+        assert 0.4 < time.monotonic() - began < 3
+
+
+# ---------------------------------------------------------------------------------------------------------- executor
+
+
+def test_executor_by_name(client: Client, pool: QueuePool) -> None:
+    """Tasks run on the worker's executor of that name; by default on Dask's own threads."""
+    with ConsumerPool(client, pool):
+        assert "Dask-Default-Threads" in pool.submit(where).result(LIMIT)[1]
+    with ConsumerPool(client, pool, executor="offload"):
+        assert "Dask-Offload" in pool.submit(where).result(LIMIT)[1]
+
+
+def test_executor_by_factory(client: Client, pool: QueuePool) -> None:
+    """A function makes it on the worker."""
+    with ConsumerPool(client, pool, executor=lambda: cf.ThreadPoolExecutor(1, thread_name_prefix="mine")):
+        assert pool.submit(where).result(LIMIT)[1].startswith("mine")
+
+
+# ------------------------------------------------------------------------------------------------------ batch, acks
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_batch_size(client: Client, pool: QueuePool, batch_size: int) -> None:
+    """Whatever it is, all is done."""
+    with ConsumerPool(client, pool, batch_size=batch_size):
+        assert list(pool.map(abs, range(-500, 0), timeout=LIMIT)) == list(range(500, 0, -1))
+
+
+def test_batch_size_caps_a_lease(client: Client, pool: QueuePool) -> None:
+    """batch_size=1: with 300 fast tasks known, no more than one of each slot's is delivered at a time."""
+    with ConsumerPool(client, pool, n_consumers=1, batch_size=1, concurrency=1):
+        list(pool.map(abs, range(100), timeout=LIMIT))
+        hold = [pool.submit(nap, 0.3)] + [pool.submit(abs, n) for n in range(50)]
+        pool.flush()
+        assert sum(queue.delivered for queue in pool.stats()) <= 2
+        cf.wait(hold, LIMIT)
+
+
+def test_early_ack(client: Client, pool: QueuePool) -> None:
+    """Without a loss nothing differs."""
+    with ConsumerPool(client, pool, early_ack=True) as consumers:
+        futures = [pool.submit(abs, -n) for n in range(100)]
+        consumers.join(timeout=LIMIT)
+        assert list(consumers.results().values()) == [future.result(0) for future in futures] == list(range(100))
+        assert consumers.failures() == {}
+
+
+# ------------------------------------------------------------------------------------------------------------- ends
+
+
+def test_drain_loses_nothing(client: Client, pool: QueuePool, oracle: Any, eventually: Callable[..., Any]) -> None:
+    """What runs is finished, the tail goes back, and another consumer pool does it; nothing runs twice."""
+
+    def task(n: int) -> int:
+        oracle.mark(n)
+        threading.Event().wait(0.02)
+        return n
+
+    first = ConsumerPool(client, pool, batch_size=50)
+    first.start()
+    futures = [pool.submit(task, n) for n in range(100)]
+    eventually(lambda: len(oracle.lines()) > 10)
+    assert first.drain(timeout=LIMIT)
+    done = len(oracle.lines())
+    stats = pool.stats()[0]
+    assert (stats.finished, stats.delivered, stats.ready) == (done, 0, 100 - done)
+    assert done < 100
+    with pytest.raises(PoolClosed, match="drained"):
+        first.start()
+    assert len(oracle.lines()) == done, "it leases nothing after drain"
+    second = ConsumerPool(client, pool)
+    second.start()
+    second.join(timeout=LIMIT)
+    assert [future.result(0) for future in futures] == list(range(100))
+    assert set(oracle.counts().values()) == {1}
+
+
+def test_drain_gives_up_at_its_timeout(client: Client, pool: QueuePool) -> None:
+    """False: a task still runs; it is reported when it ends."""
+    consumers = ConsumerPool(client, pool)
+    consumers.start()
+    future = pool.submit(nap, 0.8, 1)
+    while not sum(queue.delivered for queue in pool.stats()):
+        pass
+    assert not consumers.drain(timeout=0.1)
+    assert future.result(LIMIT) == 1
+
+
+def test_cancel_gives_back(client: Client, pool: QueuePool, oracle: Any, eventually: Callable[..., Any]) -> None:
+    """cancel() returns while a task runs; what had not begun is done by others, once."""
+
+    def task(n: int) -> int:
+        oracle.mark(n)
+        threading.Event().wait(0.1)
+        return n
+
+    first = ConsumerPool(client, pool, batch_size=10)
+    first.start()
+    futures = [pool.submit(task, n) for n in range(20)]
+    eventually(lambda: len(oracle.lines()) >= 2)
+    first.cancel()
+    first.cancel()
+    with ConsumerPool(client, pool):
+        assert [future.result(LIMIT) for future in futures] == list(range(20))
+    assert set(oracle.counts().values()) == {1}
+
+
+def test_setup_and_teardown_once_on_each_worker(
+    client: Client, pool: QueuePool, oracle: Any, eventually: Callable[..., Any]
+) -> None:
+    """However many consumers there are; teardown after the last item."""
+    with ConsumerPool(client, pool, marking(oracle), n_consumers=6) as consumers:
+        pool.put_many(range(50))
+        consumers.join(timeout=LIMIT)
+    pids = client.run(os.getpid).values()
+    eventually(lambda: sum(line.startswith("teardown") for line in oracle.lines()) == 2)
+    lines = oracle.lines()
+    assert sorted(lines[:2]) == sorted(f"setup {pid}" for pid in pids)
+    assert sorted(lines[-2:]) == sorted(f"teardown {pid}" for pid in pids)
+    assert sorted(lines[2:-2]) == sorted(f"item {n}" for n in range(50))
+
+
+# ------------------------------------------------------------------------------------------------ calls and items
+
+
+def test_dummy_consumer(client: Client, pool: QueuePool) -> None:
+    """It takes everything and runs nothing."""
+    with ConsumerPool(client, pool, DummyConsumer) as consumers:
+        futures = [pool.submit(os._exit, 1) for _ in range(10)]
+        pool.put_many(range(1000))
+        consumers.join(timeout=LIMIT)
+        assert [future.result(LIMIT) for future in futures] == [None] * 10
+        assert pool.stats()[0].finished == 1010
+
+
+def test_async_process_item(client: Client, pool: QueuePool, oracle: Any) -> None:
+    """An `async def process_item` is awaited."""
+
+    class Awaiting(ConsumerBaseClass):
+        async def process_item(self, item: Any) -> None:
+            await asyncio.sleep(0.01)
+            oracle.mark(item)
+
+    with ConsumerPool(client, pool, Awaiting, concurrency=5) as consumers:
+        pool.put_many(range(40))
+        consumers.join(timeout=LIMIT)
+    assert oracle.counts() == dict.fromkeys(map(str, range(40)), 1)
+
+
+def test_failing_items_harm_no_other(client: Client, pool: QueuePool, oracle: Any) -> None:
+    """An item that fails counts as done."""
+
+    class Picky(ConsumerBaseClass):
+        def process_item(self, item: Any) -> None:
+            oracle.mark(1 // item)
+
+    with ConsumerPool(client, pool, Picky) as consumers:
+        pool.put_many([1, 0, 1, 0, 1])
+        consumers.join(timeout=LIMIT)
+        assert oracle.counts() == {"1": 3}
+        assert pool.stats()[0].failed == 2
+
+
+def test_calls_and_items_in_one_pool(client: Client, pool: QueuePool, oracle: Any) -> None:
+    """Two consumer pools share a pool: each takes what it can do."""
+    futures = []
+    for n in range(30):
+        futures.append(pool.submit(abs, -n))
+        pool.put(n)
+    items = ConsumerPool(client, pool, marking(oracle))
+    items.start()
+    with pytest.raises(TimeoutError):
+        pool.join(timeout=0.3)
+    assert not any(future.done() for future in futures), "nobody takes calls"
+    with ConsumerPool(client, pool) as calls:
+        calls.join(timeout=LIMIT)
+        assert [future.result(0) for future in futures] == list(range(30))
+    assert sum(line.startswith("item") for line in oracle.lines()) == 30
+    items.cancel()
+
+
+# ------------------------------------------------------------------------------------------------------------- join
+
+
+def test_join_before_start(client: Client, pool: QueuePool) -> None:
+    """Nothing would ever be done."""
+    with pytest.raises(RuntimeError, match="start"):
+        ConsumerPool(client, pool).join()
+
+
+def test_join_with_the_old_arguments(client: Client, pool: QueuePool) -> None:
+    """timestep and print_timestep are accepted with a warning."""
+    with ConsumerPool(client, pool) as consumers:
+        future = pool.submit(nap, 0.1, 1)
+        with pytest.warns(DeprecationWarning, match="timestep"):
+            consumers.join(timestep=0.1, print_timestep=1.0)
+        assert future.result(0) == 1
+
+
+def test_join_progress_and_timeout(client: Client, pool: QueuePool, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar on stderr; a timeout that says so; and the consumers stay usable after a join."""
+    with ConsumerPool(client, pool) as consumers:
+        batch = pool.batch_submit([(nap, 0.05, n) for n in range(20)], batch_size=1)
+        with pytest.raises(TimeoutError):
+            consumers.join(timeout=0.05)
+        consumers.join(timeout=LIMIT, progress=True)
+        assert batch.results(0) == list(range(20))
+        assert "20/20" in capsys.readouterr().err
+        assert pool.submit(abs, -1).result(LIMIT) == 1
+        assert "running" in repr(consumers)
+    assert "ended" in repr(consumers)
+
+
+def test_consumers_started_twice_and_by_two_clients(
+    client: Client, cluster: Any, new_client: Callable[..., Client]
+) -> None:
+    """start() again does nothing; another client may bring its own consumers."""
+    other = new_client(cluster)
+    with QueuePool(client, name="two-consumers") as pool, ConsumerPool(client, pool) as consumers:
+        consumers.start()
+        with ConsumerPool(other, QueuePool.attach(other, "two-consumers"), n_consumers=3):
+            assert list(pool.map(abs, range(100), timeout=LIMIT)) == list(range(100))
+        assert list(pool.map(abs, range(100), timeout=LIMIT)) == list(range(100))
