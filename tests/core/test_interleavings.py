@@ -679,6 +679,10 @@ def soak(random: Random) -> None:
         assert len(began) - len(excused) <= 1, began
     for client in cluster.clients:
         assert cluster.result(client, client.join) >= 2
+    cluster.run(seconds=3.0)
+    held = [book.held for worker in cluster.workers if worker.alive for book in worker.consumer.books.values()]
+    assert not any(held)
+    assert all(cluster.queue(index).stats().unfinished == 0 for index in range(2))
 
 
 def fail() -> None:

@@ -52,7 +52,7 @@ def test_unpicklable_argument_raises_at_submit(pool: QueuePool) -> None:
     assert caught.value.argument == 1
     with pytest.raises(UnpicklableArgument, match="argument 'key' "):
         pool.submit(max, 1, key=unpicklable())
-    with pytest.raises(UnpicklableArgument, match="argument 0 .*call 1 "):
+    with pytest.raises(UnpicklableArgument, match=r"argument 0 .*call 1 "):
         pool.map(abs, [1, unpicklable()])
     with pytest.raises(UnpicklableArgument, match="argument 0 "):
         pool.batch_submit([(abs, unpicklable())])
@@ -165,9 +165,9 @@ def test_durability_and_unknown_options(client: Client) -> None:
         QueuePool(client, nqueues=3)
     with pytest.raises(ValueError, match="on_queue_lost must be one of 'resubmit', 'fail', not 'retry'"):
         QueuePool(client, on_queue_lost="retry")
-    with pytest.raises(ValueError, match="result_ttl must be seconds, .* not 'soon'"):
+    with pytest.raises(ValueError, match=r"result_ttl must be seconds, .* not 'soon'"):
         QueuePool(client, result_ttl="soon")
-    with pytest.raises(ValueError, match="result_max_bytes must be a number of bytes, .* not '3 miles'"):
+    with pytest.raises(ValueError, match=r"result_max_bytes must be a number of bytes, .* not '3 miles'"):
         QueuePool(client, result_max_bytes="3 miles")
     with pytest.raises(TypeError, match="name must be a string"):
         QueuePool(client, name="")
@@ -324,5 +324,5 @@ def test_worker_with_another_protocol(new_workers: Callable[..., Any], tmp_path:
     """A worker of another version is refused too."""
     (tmp_path / "sitecustomize.py").write_text("import daskqueue.wire.operations as it\nit.PROTOCOL = 99\n")
     workers = new_workers(1, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])})
-    with pytest.raises(NotInstalled, match="worker .* protocol 99, the scheduler 1: install the same version"):
+    with pytest.raises(NotInstalled, match=r"worker .* protocol 99, the scheduler 1: install the same version"):
         QueuePool(workers.client)

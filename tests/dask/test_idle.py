@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from daskqueue import ConsumerBaseClass, ConsumerPool, QueuePool
+from daskqueue import ConsumerPool, QueuePool
 
-WINDOW_S = 1.5
+WINDOW_S = 1.0
 ROUNDS = 4
 
 
@@ -25,16 +24,9 @@ def cpu_seconds(pid: int) -> float:
         return sum(psutil.Process(pid).cpu_times()[:2])
 
 
-class Idle(ConsumerBaseClass):
-    """Waits for items that do not come."""
-
-    def process_item(self, item: Any) -> None:
-        """Nothing."""
-
-
 def test_idle_pool_costs_under_one_percent_of_a_core(new_cluster: Callable[..., Any]) -> None:
     """Scheduler, client and workers together, idle pool against the bare cluster, in alternating windows."""
-    cluster, client = new_cluster()
+    _, client = new_cluster()
     pids = [os.getpid(), *client.run(os.getpid).values()]
 
     def window() -> float:
@@ -44,15 +36,16 @@ def test_idle_pool_costs_under_one_percent_of_a_core(new_cluster: Callable[..., 
         return (sum(map(cpu_seconds, pids)) - before[0]) / (time.monotonic() - before[1])
 
     def with_pool() -> float:
-        with QueuePool(client, n_queues=2) as pool:
-            with ConsumerPool(client, pool), ConsumerPool(client, pool, Idle):
+        with QueuePool(client) as pool:
+            with ConsumerPool(client, pool):
                 assert list(pool.map(abs, range(100), timeout=10)) == list(range(100))
                 pool.join(timeout=10)
                 return window()
 
     with_pool()  # everything is imported and connected
-    differences = []
+    bare, idle = [], []
     for _ in range(ROUNDS):
-        bare = window()
-        differences.append(with_pool() - bare)
-    assert statistics.median(differences) < 0.01, f"shares of a core over the bare cluster: {differences}"
+        bare.append(window())
+        idle.append(with_pool())
+    # the lowest of each: a busy machine only adds
+    assert min(idle) - min(bare) < 0.01, f"shares of a core: {idle} with a pool, {bare} without"

@@ -310,7 +310,7 @@ def test_random_kills(new_cluster: Callable[..., Any], oracle: Any, eventually: 
     feeder.start()
     batch = pool.batch_submit([(task, n) for n in range(1000, 2000)], batch_size=20)
     values = pool.map(task, range(2000, 3000), timeout=90)
-    until = time.monotonic() + 12
+    until = time.monotonic() + 10
     while time.monotonic() < until:
         over.wait(chance.uniform(0.3, 2.5))
         alive = pids(cluster)

@@ -88,14 +88,16 @@ class _Pending:
 class ProducerStream:
     """What one client has in one queue.
 
-    `new_id` returns 64 random bits for each life of the queue. `window` is the number of puts that may be unanswered.
+    `new_id` returns 64 random bits for each life of the queue. `window` is the number of puts that may be unanswered,
+    `maxsize` the number of messages that fit into the queue (0: no limit), so at most in one put.
     """
 
-    def __init__(self, uuid: str, new_id: Callable[[], int], *, window: int = WINDOW) -> None:
+    def __init__(self, uuid: str, new_id: Callable[[], int], *, window: int = WINDOW, maxsize: int = 0) -> None:
         self.uuid = uuid
         self.cursor: Cursor | None = None
         self._new_id = new_id
         self._window = window
+        self._maxsize = maxsize
         self._producer = new_id()
         self._number = 0
         self._offered: deque[Batch] = deque()
@@ -144,8 +146,11 @@ class ProducerStream:
         if not self._offered or len(self._unanswered) >= self._window or 0 in self._unanswered:
             return None
         batches: list[Batch] = []
-        nbytes = 0
+        nbytes = count = 0
         while self._offered and len(batches) < PUT_BATCHES and nbytes < PUT_BYTES:
+            count += self._offered[0].count
+            if batches and self._maxsize and count > self._maxsize:
+                break
             batch = self._offered.popleft()
             nbytes += batch.nbytes
             batches.append(batch)
@@ -172,6 +177,30 @@ class ProducerStream:
         self._fresh_id()
         self._offer_first(again)
         return True
+
+    def refused(self, put: PutRequest) -> list[LostBatch]:
+        """The queue is full and `put` is not to wait. Returns what that refuses; what came after it is put again.
+
+        Its number stays free; what is under way after it would wait for that for ever, so all get a new id.
+        """
+        if put.producer != self._producer or put.number not in self._unanswered:
+            return []
+        later = [
+            batch
+            for number in sorted(self._unanswered)
+            if number > put.number
+            for batch in self._unanswered[number].batches
+        ]
+        lost = [self._drop(batch) for batch in put.batches]
+        self._fresh_id()
+        self._offer_first(later)
+        return lost
+
+    def _drop(self, batch: Batch) -> LostBatch:
+        pending = self._pending.pop(batch.first, None) if batch.keep != Keep.NONE else None
+        if pending is None:
+            return LostBatch(None, 0, ((0, batch.count),), batch.resent)
+        return LostBatch(pending.sink, pending.shift, tuple(pending.unfinished()), batch.resent)
 
     # -- what comes back
 

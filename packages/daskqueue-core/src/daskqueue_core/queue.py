@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from queue import Full as QueueFull
 from typing import Any, Final, NamedTuple, Protocol
 
 from daskqueue_core.batch import Batch, Buffer, Keep, Kind, Part, Run, lengths_column, merge_runs
@@ -19,7 +20,18 @@ from daskqueue_core.outcomes import Cursor, End, KeptResults, Outbox, Outcome, O
 from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
 
-__all__ = ["Accepted", "Admin", "Consumer", "Demand", "Lease", "Producer", "PutAnswer", "Queue", "TransientQueue"]
+__all__ = [
+    "Accepted",
+    "Admin",
+    "Consumer",
+    "Demand",
+    "Full",
+    "Lease",
+    "Producer",
+    "PutAnswer",
+    "Queue",
+    "TransientQueue",
+]
 
 LEASE_BYTES: Final = 4 << 20
 REPLY_BYTES: Final = 8 << 20
@@ -34,7 +46,13 @@ class Accepted(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
 
 
-PutAnswer = Accepted | Early | UnknownProducer
+class Full(NamedTuple):
+    """No room for the put now: it may be repeated, and its number is still free."""
+
+    room: int  # messages that would fit; -1: it is the bytes that do not
+
+
+PutAnswer = Accepted | Early | UnknownProducer | Full
 
 
 class Demand(NamedTuple):
@@ -184,6 +202,7 @@ class _Entry:
 class TransientQueue:
     """A queue in memory.
 
+    `maxsize` messages without an outcome and `max_bytes` of payloads are its room (0: no limit).
     `clock` returns nanoseconds and never steps back; `uuid` names this life of the queue. `result_ttl` is in
     nanoseconds, None for ever; `result_max_bytes` None for no limit.
     """
@@ -194,11 +213,15 @@ class TransientQueue:
         clock: Callable[[], int],
         uuid: str = "local",
         epoch: int = 0,
+        maxsize: int = 0,
+        max_bytes: int = 0,
         result_ttl: int | None = 3600 * 10**9,
         result_max_bytes: int | None = 256 << 20,
     ) -> None:
         self.uuid = uuid
         self.epoch = epoch
+        self.maxsize = maxsize
+        self.max_bytes = max_bytes
         self._clock = clock
         self._ledger = Ledger(epoch=epoch)
         self._bases: list[int] = []  # of entries, ascending; some may be gone
@@ -228,7 +251,8 @@ class TransientQueue:
 
     def _put_local(self, batch: Batch) -> range:
         answer = self.admit([batch])
-        assert isinstance(answer, Accepted)
+        if not isinstance(answer, Accepted):
+            raise QueueFull(f"queue {self.uuid} has {self.unfinished} messages of at most {self.maxsize}")
         return range(answer.base, answer.base + answer.count)
 
     def admit(self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0) -> PutAnswer:
@@ -241,6 +265,9 @@ class TransientQueue:
             return Accepted(event.base, event.count)
         if not isinstance(event, Put):
             return event
+        full = self._full(count, sum(batch.nbytes for batch in batches))
+        if full is not None:
+            return full
         self._apply(event)
         base = event.base
         for batch in batches:
@@ -260,6 +287,15 @@ class TransientQueue:
         if collected:
             self._kept.collected(collected, self._clock())
         return outbox.read(limit_bytes)
+
+    def _full(self, count: int, nbytes: int) -> Full | None:
+        """Whether a put has to wait; one that is too large for an empty queue is let in."""
+        unfinished = self._ledger.unfinished
+        if self.maxsize and unfinished and unfinished + count > self.maxsize:
+            return Full(max(0, self.maxsize - unfinished))
+        if self.max_bytes and self._nbytes and self._nbytes + nbytes > self.max_bytes:
+            return Full(-1)
+        return None
 
     def has_outcomes(self, client: int) -> bool:
         """Whether `client` has something to read."""

@@ -8,9 +8,10 @@ from daskqueue_core.testing.model import ModelLease, ModelLedger, ModelMessage
 from daskqueue_core.testing.network import Chance, Fate, Message, Rule, SimNetwork
 from daskqueue_core.testing.sim_client import SimCancelled, SimClient, SimFuture
 from daskqueue_core.testing.sim_cluster import SimCluster, SimDirectory, SimWorker
-from daskqueue_core.testing.sim_consumer import SimConsumer, SimWork, Start
+from daskqueue_core.testing.sim_consumer import SimConsumer
 from daskqueue_core.testing.sim_host import SimHost, SimQueue
 from daskqueue_core.testing.sim_link import PoolGone, QueueReplaced, SimLink
+from daskqueue_core.testing.sim_work import SimWork, Start
 from daskqueue_core.testing.simulation import Cancelled, Promise, SimNode, Simulation, SimulationStuck, Task, Timer
 
 __all__ = [

@@ -17,10 +17,10 @@ from daskqueue_core.joining import JoinRounds
 from daskqueue_core.ledger import Early
 from daskqueue_core.outcomes import End
 from daskqueue_core.producer import WINDOW, Delivery, LostBatch, ProducerStream, PutRequest
-from daskqueue_core.queue import Accepted
+from daskqueue_core.queue import Accepted, Full
 from daskqueue_core.testing.network import SimNetwork
-from daskqueue_core.testing.sim_consumer import SimWork, encode_work
 from daskqueue_core.testing.sim_link import SCHEDULER, PoolGone, QueueReplaced, SimLink
+from daskqueue_core.testing.sim_work import SimWork, encode_work
 from daskqueue_core.testing.simulation import Promise, SimNode, Simulation
 
 __all__ = ["SimCancelled", "SimClient", "SimFuture"]
@@ -158,7 +158,7 @@ class SimClient(SimNode):
             while True:
                 content: dict[str, Any] = {"batches": put.batches, "producer": put.producer, "number": put.number}
                 answer = await self.link.call(index, "admit", uuid=uuid, **content)
-                if not isinstance(answer, Early):
+                if not isinstance(answer, (Early, Full)):
                     break
         except QueueReplaced:
             self._replaced(index)

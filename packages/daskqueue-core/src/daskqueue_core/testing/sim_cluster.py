@@ -23,9 +23,10 @@ from daskqueue_core.producer import WINDOW
 from daskqueue_core.queue import TransientQueue
 from daskqueue_core.testing.network import SimNetwork
 from daskqueue_core.testing.sim_client import SimClient, SimFuture
-from daskqueue_core.testing.sim_consumer import SimConsumer, SimWork, Start
+from daskqueue_core.testing.sim_consumer import SimConsumer
 from daskqueue_core.testing.sim_host import OK, SimHost
 from daskqueue_core.testing.sim_link import SCHEDULER, SimLink
+from daskqueue_core.testing.sim_work import SimWork, Start
 from daskqueue_core.testing.simulation import Alive, SimNode, Simulation, Timer
 
 __all__ = ["SimCluster", "SimDirectory", "SimWorker"]

@@ -1,21 +1,19 @@
 """The consumer of a simulated worker: leases, runs, reports, speaks up every second, gives back what waits too long.
 
 It drives a `LeaseBook`, a `Pacer` and a `ConsumerBalancer` as the adapter's consumer actor does. To run a message
-takes simulated time; what it is, the message says by number (`SimWork`).
+takes simulated time.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import isawaitable
-from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from daskqueue_core.balancer import ConsumerBalancer
-from daskqueue_core.batch import Kind, Part, Run, merge_runs
+from daskqueue_core.batch import Kind, Run
 from daskqueue_core.consumer import LeaseBook, RequestNumbers
 from daskqueue_core.errors import QueueUnavailable
 from daskqueue_core.outcomes import Report
@@ -23,92 +21,12 @@ from daskqueue_core.pacing import CAP, OVERSTAY_S, Pacer
 from daskqueue_core.queue import Demand, Lease
 from daskqueue_core.testing.sim_host import HEARTBEAT_S
 from daskqueue_core.testing.sim_link import PoolGone, QueueReplaced, SimLink
-from daskqueue_core.testing.simulation import Cancelled, SimNode, Task, Timer
+from daskqueue_core.testing.sim_work import SimChunk, SimDone, SimWork, Start, todo_of
+from daskqueue_core.testing.simulation import Cancelled, SimNode, Task
 
-__all__ = ["SimConsumer", "SimWork", "Start", "decode_work", "encode_work"]
+__all__ = ["SimConsumer"]
 
 POLL_S: Final = 20.0
-
-
-class SimWork(NamedTuple):
-    """What a message of the simulation does: takes time, then has a value, which may be made by a function.
-
-    The function may be a coroutine function. `holds_gil`: nothing else on its worker runs meanwhile.
-    """
-
-    seconds: float = 0.0
-    value: Any = None
-    run: Callable[[], Any] | None = None
-    holds_gil: bool = False
-
-
-class Start(NamedTuple):
-    """A message began to run."""
-
-    at: float
-    worker: str
-    queue: str  # its uuid
-    lease: int
-
-
-def encode_work(number: int) -> bytes:
-    """The body of a message that does work `number`, or the block of a batch that does it and those after it."""
-    return number.to_bytes(8, "little")
-
-
-def decode_work(part: Part) -> Iterator[int]:
-    """The work of each message of `part`."""
-    if part.lengths:
-        return (int.from_bytes(body, "little") for body in part.bodies())
-    first = int.from_bytes(part.body or b"", "little") + part.offset
-    return iter(range(first, first + part.count))
-
-
-class _Todo(NamedTuple):
-    seq: int
-    base: int  # of its batch: a report does not cross it
-    work: int
-
-
-class _Done(NamedTuple):
-    seq: int
-    base: int
-    value: Any
-    error: BaseException | None
-
-
-class _Chunk:
-    """One slot's share of a lease."""
-
-    def __init__(self, index: int, uuid: str, lease: int, function: bytes, todo: list[_Todo]) -> None:
-        self.index = index
-        self.uuid = uuid
-        self.lease = lease
-        self.function = function
-        self.todo = deque(todo)
-        self.done: list[_Done] = []
-        self.timer: Timer | None = None
-        self.is_short = False
-
-    def take_rest(self, cancelled: Sequence[Run] | None = None) -> list[Run]:
-        """Take away what has not begun: all of it, or what was cancelled."""
-        taken = [item for item in self.todo if cancelled is None or any(lo <= item.seq < hi for lo, hi in cancelled)]
-        self.todo = deque(item for item in self.todo if item not in taken) if cancelled is not None else deque()
-        return list(merge_runs([(item.seq, item.seq + 1) for item in taken]))
-
-    def reports(self) -> list[Report]:
-        """What to say of what has run."""
-        out: list[Report] = []
-        for _, same_batch in groupby(enumerate(self.done), lambda pair: (pair[1].base, pair[1].seq - pair[0])):
-            some = [done for _, done in same_batch]
-            errors = tuple(
-                (at, pickle.dumps(done.error), repr(done.error))
-                for at, done in enumerate(some)
-                if done.error is not None
-            )
-            values = pickle.dumps([done.value for done in some])
-            out.append(Report(some[0].seq, some[-1].seq + 1, values, errors))
-        return out
 
 
 class SimConsumer:
@@ -130,8 +48,8 @@ class SimConsumer:
         self._started = started
         self._numbers = RequestNumbers()
         self._balancer: ConsumerBalancer | None = None
-        self._running: list[_Chunk] = []
-        self._backlog: deque[_Chunk] = deque()
+        self._running: list[SimChunk] = []
+        self._backlog: deque[SimChunk] = deque()
         self._reports: dict[int, list[tuple[str, int, list[Report]]]] = {}
         self._requests: dict[int, Task[bool]] = {}
         self._asking: Task[None] | None = None
@@ -259,20 +177,16 @@ class SimConsumer:
 
     def _accept(self, index: int, uuid: str, lease: Lease, free: int) -> None:
         """Split a lease over the free slots."""
-        todo = [
-            _Todo(seq, part.base, work)
-            for part in lease.parts
-            for seq, work in zip(range(part.start, part.stop), decode_work(part), strict=True)
-        ]
+        todo = todo_of(lease)
         share = -(-len(todo) // free)
         for at in range(0, len(todo), share):
             function = lease.parts[0].function
-            self._backlog.append(_Chunk(index, uuid, lease.id, function, todo[at : at + share]))
+            self._backlog.append(SimChunk(index, uuid, lease.id, function, todo[at : at + share]))
         self.pump()
 
     # -- running
 
-    def _run(self, chunk: _Chunk) -> None:
+    def _run(self, chunk: SimChunk) -> None:
         self._running.append(chunk)
         count = len(chunk.todo)
         chunk.is_short = self.pacer.is_short(chunk.function, count)
@@ -280,7 +194,7 @@ class SimConsumer:
         chunk.timer = self._node.later(patience, partial(self._overstayed, chunk))
         self._node.spawn(self._run_all, chunk)
 
-    async def _run_all(self, chunk: _Chunk) -> None:
+    async def _run_all(self, chunk: SimChunk) -> None:
         clock = self._node.simulation.clock
         began = clock.seconds
         while chunk.todo:
@@ -299,7 +213,7 @@ class SimConsumer:
                         value = await value
                 except Exception as raised:
                     value, error = None, raised
-            chunk.done.append(_Done(item.seq, item.base, value, error))
+            chunk.done.append(SimDone(item.seq, item.base, value, error))
         self._running.remove(chunk)
         assert chunk.timer is not None
         chunk.timer.cancel()
@@ -308,7 +222,7 @@ class SimConsumer:
             self._reports.setdefault(chunk.index, []).append((chunk.uuid, chunk.lease, chunk.reports()))
         self.pump()
 
-    def _overstayed(self, chunk: _Chunk) -> None:
+    def _overstayed(self, chunk: SimChunk) -> None:
         """Nothing may wait behind it that could run elsewhere."""
         chunk.is_short = False
         self._spawn_release(chunk)
@@ -327,7 +241,7 @@ class SimConsumer:
         for chunk in [*backlog, *(self._running if everything else ())]:
             self._spawn_release(chunk)
 
-    def _spawn_release(self, chunk: _Chunk) -> None:
+    def _spawn_release(self, chunk: SimChunk) -> None:
         runs = chunk.take_rest()
         if runs:
             self._node.spawn(self._release, chunk.index, chunk.uuid, chunk.lease, runs)
@@ -342,18 +256,20 @@ class SimConsumer:
         taken = self._take_reports(index, uuid)
         if not taken:
             return
-        await self._tell(index, "settle", uuid, reports=taken)
-        self._settled(uuid, taken)
+        if await self._tell(index, "settle", uuid, reports=taken):
+            self._settled(uuid, taken)
 
     async def _release(self, index: int, uuid: str, lease: int, runs: Sequence[Run], op: str = "release") -> None:
-        await self._tell(index, op, uuid, lease=lease, runs=tuple(runs))
-        self.book(uuid).settled(lease, sum(stop - start for start, stop in runs))
+        if await self._tell(index, op, uuid, lease=lease, runs=tuple(runs)):
+            self.book(uuid).settled(lease, sum(stop - start for start, stop in runs))
 
-    async def _tell(self, index: int, op: str, uuid: str, **arguments: Any) -> None:
+    async def _tell(self, index: int, op: str, uuid: str, **arguments: Any) -> bool:
         try:
             await self._link.call(index, op, uuid=uuid, **arguments)
         except (QueueReplaced, PoolGone):
             self._lost(uuid)
+            return False
+        return True
 
     def _settled(self, uuid: str, taken: list[tuple[int, list[Report]]]) -> None:
         for lease, reports in taken:

@@ -29,7 +29,7 @@ LOST: Final = "lost"
 
 
 class _Parked:
-    def __init__(self, grant: Callable[[], Lease | None], alive: Alive) -> None:
+    def __init__(self, grant: Callable[[], Lease | None], alive: Alive | None) -> None:
         self.grant = grant
         self.alive = alive
         self.answer: Promise[Lease | None] = Promise()
@@ -96,9 +96,9 @@ class SimQueue:
         once: bool,
         wait: float,
         reports: Sequence[tuple[int, Sequence[Report]]],
-        alive: Alive,
+        alive: Alive | None,
     ) -> Lease | None:
-        """Takes the reports that ride along; waits for the first message."""
+        """Takes the reports that ride along; waits for the first message. Who has no `alive` is near: served first."""
         await self.settle(reports)
 
         def grant() -> Lease | None:
@@ -107,13 +107,13 @@ class SimQueue:
                 self._arm()
             return lease
 
-        if not alive():
+        if alive is not None and not alive():
             return None
         lease = grant()
         if lease is not None or wait <= 0:
             return lease
         parked = _Parked(grant, alive)
-        self._parked.append(parked)
+        (self._parked.appendleft if alive is None else self._parked.append)(parked)
         try:
             return await self._node.wait(parked.answer, wait)
         finally:
@@ -188,7 +188,7 @@ class SimQueue:
         refused: list[_Parked] = []
         while self._parked and self.queue.ready:
             parked = self._parked.popleft()
-            if parked.answer.done or not parked.alive():
+            if parked.answer.done or (parked.alive is not None and not parked.alive()):
                 parked.answer.resolve(None)
                 continue
             lease = parked.grant()
@@ -237,8 +237,8 @@ class SimHost:
             queue = TransientQueue(clock=self._node.simulation.clock, uuid=uuid, epoch=epoch)
             self.queues[uuid] = SimQueue(self._node, queue, expected)
 
-    async def call(self, op: str, uuid: str, arguments: Mapping[str, Any], alive: Alive) -> tuple[Any, ...]:
-        """Answer an operation on a queue."""
+    async def call(self, op: str, uuid: str, arguments: Mapping[str, Any], alive: Alive | None) -> tuple[Any, ...]:
+        """Answer an operation on a queue; `alive` is None for a caller of this very node."""
         queue = self.queues.get(uuid)
         if queue is None:
             return (LOST,)

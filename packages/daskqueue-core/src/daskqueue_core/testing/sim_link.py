@@ -70,7 +70,7 @@ class SimLink:
     async def _ask(self, place: Place, op: str, args: dict[str, Any]) -> Any:
         if self._host is not None and place.uuid in self._host.queues:
             await self._node.sleep(0)
-            return await self._host.call(op, place.uuid, args, lambda: True)
+            return await self._host.call(op, place.uuid, args, None)
         return await self._network.call(self._node, place.address, op, {"uuid": place.uuid, **args})
 
     async def refresh(self) -> None:

@@ -45,14 +45,14 @@ def _blocks(fn: Callable[..., Any], elements: list[tuple[Any, ...]]) -> Iterator
     yield from _blocks(fn, elements[middle:])
 
 
-def item_batch(items: Iterable[Any]) -> Iterator[Batch]:
+def item_batch(items: Iterable[Any], *, most: int = BLOCK_CALLS) -> Iterator[Batch]:
     """Batches of items for a custom consumer, each readable by itself."""
     bodies: list[bytes] = []
     nbytes = 0
     for item in items:
         bodies.append(encode_item(item))
         nbytes += len(bodies[-1])
-        if len(bodies) >= BLOCK_CALLS or nbytes >= BLOCK_BYTES:
+        if len(bodies) >= most or nbytes >= BLOCK_BYTES:
             yield _singles(bodies)
             bodies, nbytes = [], 0
     if bodies:

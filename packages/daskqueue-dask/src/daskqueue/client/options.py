@@ -24,12 +24,15 @@ POOL_DEFAULTS: Final[Mapping[str, Any]] = {
     "durability": Durability.TRANSIENT,
     "result_ttl": "1h",
     "result_max_bytes": "256 MiB",
+    "maxsize": 0,
+    "max_bytes": None,
+    "on_full": "wait",
     "on_queue_lost": "resubmit",
     "rehost_timeout": "60s",
 }
 """Options of QueuePool beside its client, `n_queues` and `name`."""
 
-ON_QUEUE_LOST: Final = ("resubmit", "fail")
+_CHOICES: Final = {"on_queue_lost": ("resubmit", "fail"), "on_full": ("wait", "raise")}
 
 
 def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,12 +46,13 @@ def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("result_ttl", "rehost_timeout"):
         value = options[name]
         options[name] = None if value is None and name == "result_ttl" else _seconds(name, value)
-    if options["result_max_bytes"] is not None:
-        options["result_max_bytes"] = _bytes("result_max_bytes", options["result_max_bytes"])
-    if options["on_queue_lost"] not in ON_QUEUE_LOST:
-        raise ValueError(
-            f"on_queue_lost must be one of {', '.join(map(repr, ON_QUEUE_LOST))}, not {options['on_queue_lost']!r}"
-        )
+    for name in ("result_max_bytes", "max_bytes"):
+        if options[name] is not None:
+            options[name] = _number(name, int(parse_bytes(options[name])))
+    options["maxsize"] = _number("maxsize", options["maxsize"])
+    for name, choices in _CHOICES.items():
+        if options[name] not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {options[name]!r}")
     return options
 
 
@@ -75,6 +79,15 @@ def _bytes(name: str, value: Any) -> int:
         return int(parse_bytes(value))
     except (ValueError, TypeError, AttributeError):
         raise ValueError(f"{name} must be a number of bytes, or text such as '256 MiB', not {value!r}") from None
+
+
+def _number(name: str, value: Any) -> int:
+    """`value` as a whole number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, not {value}")
+    return value
 
 
 def _seconds(name: str, value: Any) -> float:

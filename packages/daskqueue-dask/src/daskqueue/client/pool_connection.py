@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from daskqueue.client.collector import Collector
 from daskqueue.client.futures import Sink, TaskFuture
+from daskqueue.client.item_door import ItemDoor
 from daskqueue.client.session import Session
 from daskqueue.client.submitter import Submitter
 from daskqueue.utils import logger
 from daskqueue.wire import nested
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue.wire.operations import OK, JoinState
+from daskqueue_core.balancer import RoundRobin
+from daskqueue_core.batch import Batch
 from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
 from daskqueue_core.outcomes import End, KeptResults, Outcome
 from daskqueue_core.producer import LostBatch, ProducerStream
@@ -43,8 +46,13 @@ class PoolConnection:
         self._items_lost = 0
         ttl = options["result_ttl"]
         self._kept = KeptResults(ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"])
-        self.streams = [ProducerStream(place.uuid, lambda: secrets.randbits(64)) for place in route.places]
-        self.submitter = Submitter(session, route, self.streams, self)
+        maxsize = options["maxsize"]
+        self.streams = [
+            ProducerStream(place.uuid, lambda: secrets.randbits(64), maxsize=maxsize) for place in route.places
+        ]
+        self.submitter = Submitter(session, route, self.streams, self, maxsize=maxsize, on_full=options["on_full"])
+        self._doors = [ItemDoor(session.link, route, index) for index in range(len(route))]
+        self._door_balancer = RoundRobin(len(route), start=session.id)
         self.collector = Collector(session, route, self.streams, self, self._remember)
 
     def start(self) -> None:
@@ -81,6 +89,18 @@ class PoolConnection:
     def flush_now(self) -> None:
         """Wait until it has."""
         self.session.run(self.submitter.flush())
+
+    async def put(self, batches: Sequence[Batch], wait: float | None) -> None:
+        """Put items; `wait` seconds at most for room (None: as long as it takes)."""
+        self.check()
+        if wait is None and self.options["on_full"] == "wait":
+            await asyncio.gather(*map(self.submitter.send_and_wait, batches))
+            return
+        patience = self.options["rehost_timeout"]
+        for batch in batches:
+            index = self._door_balancer.pick()
+            await self._doors[index].put(batch, wait or 0.0, patience)
+            self.streams[index].items_accepted += batch.count
 
     # -- losses
 

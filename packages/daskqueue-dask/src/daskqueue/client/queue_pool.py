@@ -6,7 +6,6 @@ the pool, the calls that would block return awaitables, `map` an asynchronous it
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ from daskqueue.client.value_stream import ValueStream
 from daskqueue.wire.calls import encode_args
 from daskqueue.wire.functions import Style, encode_function
 from daskqueue.wire.operations import OK
-from daskqueue_core.batch import Batch, Keep
+from daskqueue_core.batch import Keep
 from daskqueue_core.errors import PoolClosed, QueueLost
 from daskqueue_core.stats import QueueStats
 
@@ -180,8 +179,9 @@ class QueuePool:
         if not callable(fn):
             raise TypeError(f"a task needs a function to call, not {fn!r}")
         connection, before = self._connection, len(sink)
+        limit = connection.submitter.batch_calls
         try:
-            for batch in encode_calls(fn, elements, client=self._session.id, keep=keep, most=most):
+            for batch in encode_calls(fn, elements, client=self._session.id, keep=keep, most=min(most, limit)):
                 first = self._session.numbers(batch.count)
                 index = sink.extend(batch.count, first)
                 connection.submitter.send(batch._replace(first=first), sink, index)
@@ -191,23 +191,17 @@ class QueuePool:
         return len(sink) - before
 
     def put(self, item: Any, *, block: bool = True, timeout: float | None = None) -> Any:
-        """Put an item for a custom consumer; returns once it was accepted. `TimeoutError` after `timeout` seconds."""
+        """Put an item for a custom consumer; returns once it was accepted. Otherwise as `put_many`."""
         return self.put_many((item,), block=block, timeout=timeout)
 
     def put_many(self, items: Iterable[Any], *, block: bool = True, timeout: float | None = None) -> Any:
         """Put items for a custom consumer; returns once all were accepted.
 
-        `block=False` is for a queue that is full; a queue without `maxsize` is never full.
+        A full queue makes it wait; with `block=False`, after `timeout` seconds, or in a pool with `on_full="raise"` it
+        raises `queue.Full` instead. Items travel in batches of up to 1,000: those before the refused one were put.
         """
-        return self._session.sync(self._put(list(item_batch(items)), timeout))
-
-    async def _put(self, batches: list[Batch], timeout: float | None) -> None:
-        self._connection.check()
-        work = asyncio.gather(*map(self._connection.submitter.send_and_wait, batches))
-        try:
-            await asyncio.wait_for(work, timeout)
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"pool {self.name} did not accept the items within {timeout} s") from None
+        batches = list(item_batch(items, most=self._connection.submitter.batch_calls))
+        return self._session.sync(self._connection.put(batches, timeout if block else 0.0))
 
     def flush(self) -> Any:
         """Wait until everything submitted so far was accepted by its queue."""

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
+from queue import Full as QueueFull
 from typing import Final, NamedTuple, Protocol
 
 from daskqueue.client.futures import FutureSink, Home, Sink, TaskFuture
@@ -24,7 +25,7 @@ from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.ledger import Early
 from daskqueue_core.producer import ProducerStream, PutRequest
-from daskqueue_core.queue import Accepted
+from daskqueue_core.queue import Accepted, Full
 
 __all__ = ["BATCH_BYTES", "BATCH_CALLS", "Owner", "Submitter"]
 
@@ -33,6 +34,7 @@ BATCH_BYTES: Final = 1 << 20
 BUFFER_BYTES: Final = 64 << 20
 BUFFER_CALLS: Final = 100_000
 COALESCE_PUTS: Final = 2
+ROOM_WAIT_S: Final = 20.0
 FUTURES_PER_CONDITION: Final = 128
 
 
@@ -57,12 +59,24 @@ class Owner(Home, Protocol):
 class Submitter:
     """Puts what one pool object submits into the pool's queues."""
 
-    def __init__(self, session: Session, route: Route, streams: Sequence[ProducerStream], owner: Owner) -> None:
+    def __init__(
+        self,
+        session: Session,
+        route: Route,
+        streams: Sequence[ProducerStream],
+        owner: Owner,
+        *,
+        maxsize: int = 0,
+        on_full: str = "wait",
+    ) -> None:
         self._session = session
         self._link: Link = session.link
         self._route = route
         self._streams = streams
         self._owner = owner
+        self.batch_calls = min(BATCH_CALLS, maxsize or BATCH_CALLS)  # of a batch, at most
+        self._most_calls = min(BUFFER_CALLS, maxsize or BUFFER_CALLS)
+        self._wait_for_room_s = ROOM_WAIT_S if on_full == "wait" else 0.0
         self._balancer = RoundRobin(len(streams), start=session.id)
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -159,13 +173,13 @@ class Submitter:
         with self._lock:
             batches, self._batches = self._batches, deque()
             calls: deque[_Call] = deque()
-            if len(self._calls) >= BATCH_CALLS or in_flight < COALESCE_PUTS:
+            if len(self._calls) >= self.batch_calls or in_flight < COALESCE_PUTS:
                 calls, self._calls = self._calls, calls
             self._woken = bool(self._calls)  # what stays leaves with the next answer
         for batch, sink, shift in batches:
             self._streams[self._balancer.pick()].offer(batch, sink, shift)
         while calls:
-            batch, sink = _gather(calls, self._session.id)
+            batch, sink = _gather(calls, self._session.id, self.batch_calls)
             self._streams[self._balancer.pick()].offer(batch, sink)
         for index in range(len(self._streams)):
             self.kick(index)
@@ -188,8 +202,12 @@ class Submitter:
                     batches=put.batches,
                     producer=put.producer,
                     number=put.number,
+                    wait=self._wait_for_room_s,
                 )
-                if not isinstance(answer, Early):
+                if isinstance(answer, Full) and not self._wait_for_room_s:
+                    self._refuse(index, put)
+                    return
+                if not isinstance(answer, (Early, Full)):
                     break
         except QueueReplaced:
             await self._owner.replaced(index)
@@ -202,9 +220,26 @@ class Submitter:
                 self._done(put)
         else:
             stream.unknown(put)
+        self._go_on()
+
+    def _go_on(self) -> None:
         self._wake()
         if self._idle and self._is_idle():
             self._release_idle()
+
+    def _refuse(self, index: int, put: PutRequest) -> None:
+        """The queue is full, and whoever submitted asked to hear of it."""
+        error = QueueFull(f"queue {index} of pool {self._route.pool!r} is full")
+        for lost in self._streams[index].refused(put):
+            if lost.sink is not None:
+                for lo, hi in lost.runs:
+                    lost.sink.lose(lost.shift + lo, lost.shift + hi, error)
+        for batch in put.batches:
+            waiting = self._accepted.get(id(batch))
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)
+        self.recount()
+        self._go_on()
 
     def _done(self, put: PutRequest) -> None:
         nbytes = 0
@@ -230,7 +265,7 @@ class Submitter:
             await room
 
     def _is_full(self) -> bool:
-        return self._buffered_bytes > BUFFER_BYTES or len(self._calls) > BUFFER_CALLS
+        return self._buffered_bytes > BUFFER_BYTES or len(self._calls) >= self._most_calls
 
     def _release_idle(self) -> None:
         for idle in self._idle:
@@ -283,14 +318,14 @@ class Submitter:
                 sink.lose(shift, shift + batch.count, outcome)
 
 
-def _gather(calls: deque[_Call], client: int) -> tuple[Batch, FutureSink]:
+def _gather(calls: deque[_Call], client: int, most: int) -> tuple[Batch, FutureSink]:
     """The first calls of one function, with consecutive numbers, as a batch."""
     head = calls[0]
     shared, keep, number = head.function.shared, head.keep, head.future.number
     bodies: list[bytes] = []
     futures: list[TaskFuture] = []
     nbytes = 0
-    while calls and len(bodies) < BATCH_CALLS and nbytes < BATCH_BYTES:
+    while calls and len(bodies) < most and nbytes < BATCH_BYTES:
         call = calls[0]
         if call.function.shared is not shared or call.keep is not keep or call.future.number != number + len(bodies):
             break

@@ -18,7 +18,7 @@ from distributed.protocol import to_serialize
 from daskqueue_core.batch import Batch, Buffer, Part
 from daskqueue_core.ledger import Early, UnknownProducer
 from daskqueue_core.outcomes import Outcome, Outcomes, Report
-from daskqueue_core.queue import Accepted, Demand, Lease, PutAnswer
+from daskqueue_core.queue import Accepted, Demand, Full, Lease, PutAnswer
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "OK", "PROTOCOL", "Codec", "JoinState"]
@@ -84,12 +84,16 @@ def _unpack_batches(message: Iterable[Any]) -> list[Batch]:
 def _pack_put_answer(answer: PutAnswer) -> Any:
     if isinstance(answer, Accepted):
         return tuple(answer)
+    if isinstance(answer, Full):
+        return ("full", answer.room)
     return "early" if isinstance(answer, Early) else "unknown"
 
 
 def _unpack_put_answer(message: Any) -> PutAnswer:
     if message == "early":
         return Early()
+    if message[0] == "full":
+        return Full(message[1])
     return UnknownProducer() if message == "unknown" else Accepted(*message)
 
 

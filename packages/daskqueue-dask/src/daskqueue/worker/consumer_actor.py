@@ -173,12 +173,25 @@ class ConsumerActor:
         if self._node.worker.status != Status.running:
             if self._retry is None:
                 self._retry = asyncio.get_running_loop().call_later(PAUSED_S, self._retry_now)
+            if self._node.worker.status == Status.paused and free == self._slots:
+                self._ask_while_paused()
             return
         if len(self._route) == 1:
             if 0 not in self._requests:
                 self._open_request(0, free, POLL_S)
         elif self._asking is None:
             self._asking = self._spawn(self._ask_in_turn(free))
+
+    def _ask_while_paused(self) -> None:
+        """Dask paused this worker for memory: take nothing, except one by one what nobody else would take.
+
+        A queue that is hosted here holds memory here; if no other worker serves it, only running its messages helps.
+        """
+        for index, place in enumerate(self._route.places):
+            actor = self._node.host.actors.get(place.uuid)
+            if actor is not None and index not in self._requests and actor.is_left_alone(self._node.owner):
+                self._open_request(index, 1, 0.0, limit=1)
+                return
 
     def _retry_now(self) -> None:
         self._retry = None
@@ -203,16 +216,25 @@ class ConsumerActor:
 
     # -- leases
 
-    def _open_request(self, index: int, free: int, wait: float) -> asyncio.Task[bool]:
+    def _open_request(self, index: int, free: int, wait: float, limit: int = CAP) -> asyncio.Task[bool]:
         """Ask queue `index` for work; the result says whether it gave some. Reports that are due ride along."""
         uuid = self._route.places[index].uuid
         number = self._node.book(uuid).request()
         taken = self._take_reports(index, uuid)
-        request = self._requests[index] = self._spawn(self._request(index, uuid, number, taken, free, wait))
+        request = self._requests[index] = self._spawn(
+            self._request(index, uuid, number, taken, free, wait, limit * free)
+        )
         return request
 
     async def _request(
-        self, index: int, uuid: str, number: int, taken: list[tuple[int, list[Report]]], free: int, wait: float
+        self,
+        index: int,
+        uuid: str,
+        number: int,
+        taken: list[tuple[int, list[Report]]],
+        free: int,
+        wait: float,
+        limit: int,
     ) -> bool:
         node = self._node
         book = node.book(uuid)
@@ -225,7 +247,7 @@ class ConsumerActor:
                 index,
                 "lease",
                 uuid=uuid,
-                limit=CAP * free,
+                limit=limit,
                 owner=node.owner,
                 request=number,
                 ttl=node.ttl,

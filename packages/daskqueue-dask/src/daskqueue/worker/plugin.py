@@ -53,7 +53,7 @@ class DaskQueueWorker(WorkerPlugin):
         self._beats: dict[str, int] = {}  # heartbeats under way, by queue uuid
         self._tasks: set[asyncio.Task[None]] = set()
         self.routes: dict[str, Route] = {}
-        self.host = QueueHost()
+        self.host = QueueHost(worker.memory_manager.memory_limit)
         self.consumers: dict[str, ConsumerActor] = {}
         self.async_loop = PrivateLoop()
         self.connections = new_connection_pool(worker.connection_args)

@@ -21,7 +21,7 @@ from daskqueue.wire.operations import JoinState
 from daskqueue_core.batch import Batch, Buffer, Run
 from daskqueue_core.ledger import Early
 from daskqueue_core.outcomes import Cursor, Outcome, Outcomes, Report
-from daskqueue_core.queue import DEFAULT_TTL, REPLY_BYTES, Demand, Lease, PutAnswer, TransientQueue
+from daskqueue_core.queue import DEFAULT_TTL, REPLY_BYTES, Accepted, Demand, Full, Lease, PutAnswer, TransientQueue
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["HEARTBEAT_S", "QueueActor"]
@@ -57,10 +57,12 @@ class QueueActor:
         self.queue = queue if queue is not None else TransientQueue(clock=self._clock)
         self._expected = set(expected)
         self._expected_until = self._clock() + int(RESUBMIT_GRACE_S * 1e9)
+        self._refused: set[int] = set()  # producers whose next put was refused and has not come again
         self._early: dict[tuple[int, int], asyncio.Future[None]] = {}
         self._parked: deque[_Parked] = deque()
         self._polls: dict[int, asyncio.Future[None]] = {}
         self._joins: list[asyncio.Future[None]] = []
+        self._full: list[asyncio.Future[None]] = []  # puts that wait for room
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
         self._closed = False
@@ -83,22 +85,56 @@ class QueueActor:
         self._wake()
         return numbers
 
-    async def admit(self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0) -> PutAnswer:
-        """Admit a producer's put, in number order: one that overtook its predecessors waits for them."""
+    async def admit(
+        self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0, wait: float = 0.0
+    ) -> PutAnswer:
+        """Admit a producer's put, in number order: one that overtook its predecessors waits for them.
+
+        Waits up to `wait` seconds for room.
+        """
         answer = self.queue.admit(batches, producer=producer, number=number)
-        if isinstance(answer, Early) and producer is not None:
-            turn = self._early.setdefault((producer, number), asyncio.get_running_loop().create_future())
-            try:
-                await _wait(turn, EARLY_WAIT_S)
-            finally:  # a caller that is cancelled must not keep the queue from being idle
-                if self._early.get((producer, number)) is turn:
-                    del self._early[producer, number]
+        if producer is None:
+            return answer if not isinstance(answer, Full) else await self._await_room(batches, None, 0, wait)
+        if isinstance(answer, Early) and producer not in self._refused:
+            await self._await_turn(producer, number)
             answer = self.queue.admit(batches, producer=producer, number=number)
-        if producer is not None:
-            successor = self._early.pop((producer, number + 1), None)
-            if successor is not None and not successor.done():
-                successor.set_result(None)
+        if isinstance(answer, Full):
+            answer = await self._await_room(batches, producer, number, wait)
+        if isinstance(answer, Early) and producer in self._refused:
+            return Full(0)  # its predecessor was refused, and it with it
+        if isinstance(answer, Full) and wait <= 0:
+            self._refused.add(producer)
+            self._end_turns(producer)
+        elif isinstance(answer, Accepted):
+            self._refused.discard(producer)
+            _resolve_if(self._early.pop((producer, number + 1), None))
         self._wake()
+        return answer
+
+    async def _await_turn(self, producer: int, number: int) -> None:
+        """Wait for the puts that this one overtook."""
+        turn = self._early.setdefault((producer, number), asyncio.get_running_loop().create_future())
+        try:
+            await _wait(turn, EARLY_WAIT_S)
+        finally:  # a caller that is cancelled must not keep the queue from being idle
+            if self._early.get((producer, number)) is turn:
+                del self._early[producer, number]
+
+    def _end_turns(self, producer: int) -> None:
+        """A put was refused: those of its producer that wait for it are refused with it."""
+        for key in [key for key in self._early if key[0] == producer]:
+            _resolve_if(self._early.pop(key))
+
+    async def _await_room(self, batches: Sequence[Batch], producer: int | None, number: int, wait: float) -> PutAnswer:
+        """Admit when there is room, or answer `Full` after `wait` seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait
+        answer: PutAnswer = Full(0)
+        while isinstance(answer, Full) and loop.time() < until and not self._closed:
+            room = loop.create_future()
+            self._full.append(room)
+            await _wait(room, until - loop.time())
+            answer = self.queue.admit(batches, producer=producer, number=number)
         return answer
 
     async def poll(
@@ -250,9 +286,13 @@ class QueueActor:
             self._timer.cancel()
         for parked in self._parked:
             _resolve(parked.answer)
-        for waiting in (*self._early.values(), *self._polls.values(), *self._joins):
+        for waiting in (*self._early.values(), *self._polls.values(), *self._joins, *self._full):
             _resolve(waiting)
         self.queue.close()
+
+    def is_left_alone(self, owner: str) -> bool:
+        """Whether something is ready that nobody but `owner` has asked for."""
+        return bool(self.queue.ready) and not self._parked and not set(self.queue.owners()) - {owner}
 
     # -- inside
 
@@ -270,6 +310,10 @@ class QueueActor:
             for client, news in self._polls.items():
                 if self.queue.has_outcomes(client):
                     _resolve(news)
+        if self._full:
+            waiting, self._full = self._full, []
+            for room in waiting:
+                _resolve(room)
         if self._joins and self._idle():
             for quiet in self._joins:
                 _resolve(quiet)
@@ -325,6 +369,11 @@ async def _wait(future: asyncio.Future[T], seconds: float) -> T:
         return await future
     finally:
         timer.cancel()
+
+
+def _resolve_if(future: asyncio.Future[Any] | None) -> None:
+    if future is not None:
+        _resolve(future)
 
 
 def _resolve(future: asyncio.Future[Any]) -> None:

@@ -21,18 +21,23 @@ Answer = tuple[Any, ...]
 class QueueHost:
     """Queue actors by uuid."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_limit: int | None = None) -> None:
+        self._memory_limit = memory_limit
         self.actors: dict[str, QueueActor] = {}
 
     def open(self, uuid: str, epoch: int, options: Mapping[str, Any], expected: Collection[str]) -> None:
         """Serve a transient queue. Once: a repeated order changes nothing."""
         if uuid in self.actors:
             return
-        ttl = options.get("result_ttl")
+        ttl, max_bytes = options.get("result_ttl"), options.get("max_bytes")
+        if max_bytes is None:  # a queue must not take the host's memory from the tasks
+            max_bytes = (self._memory_limit or 0) // 4
         queue = TransientQueue(
             clock=edge_clock(),
             uuid=uuid,
             epoch=epoch,
+            maxsize=options.get("maxsize", 0),
+            max_bytes=max_bytes,
             result_ttl=None if ttl is None else int(ttl * 1e9),
             result_max_bytes=options.get("result_max_bytes"),
         )
