@@ -658,10 +658,10 @@ def soak(random: Random) -> None:
     for victim in victims:
         cluster.scheduler.later(random.uniform(0.1, 5.0), lambda victim=victim: kill(victim))
     futures: list[SimFuture] = []
-    for _ in range(12):
+    for _ in range(10):
         client = random.choice(cluster.clients)
-        seconds = random.choice([0.0, 0.0001, 0.01, 0.1])
-        count = random.randrange(1, 50)
+        seconds = random.choice([0.0, 0.0001, 0.01, 0.05])
+        count = random.randrange(1, 40)
         base = len(futures)
         works = [SimWork(seconds, base + at, fail if at % 7 == 3 else None) for at in range(count)]
         futures += client.submit(works=works, block=random.random() < 0.5, function=str(seconds).encode())

@@ -370,10 +370,14 @@ def test_join_from_two_clients_waits_for_both(client: Client, cluster: Any, new_
     """A client that submitted nothing waits for what the other submitted."""
     other = new_client(cluster)
     with QueuePool(client, name="joined") as pool, ConsumerPool(client, pool):
+        began = time.monotonic()
         future = pool.submit(slow, 0.3, 1)
-        pool.flush()
-        QueuePool.attach(other, "joined").join(timeout=LIMIT)
-        assert future.result(1) == 1
+        theirs = QueuePool.attach(other, "joined")
+        while not sum(queue.delivered for queue in theirs.stats()):
+            pool.flush()
+        theirs.join(timeout=LIMIT)
+        assert time.monotonic() - began >= 0.3, "it runs: neither ready nor done"
+        assert future.result(LIMIT) == 1
 
 
 def test_a_task_submits_through_its_pool(pool: QueuePool) -> None:

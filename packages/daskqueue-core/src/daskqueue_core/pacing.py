@@ -60,6 +60,16 @@ class Pacer:
         estimate = self.estimate(function, count)
         return estimate is not None and estimate < PREFETCH_S
 
+    def prefetch_after(self, function: bytes, count: int) -> float | None:
+        """Seconds into a run of `count` messages after which the next lease may be fetched; None: not while it runs.
+
+        Just before its end, so that little waits behind it if it takes longer; a long run loses nothing by a round trip.
+        """
+        estimate = self.estimate(function, count)
+        if estimate is None or estimate > OVERSTAY_S:
+            return None
+        return max(0.0, estimate - PREFETCH_S)
+
     def overstay_after(self, function: bytes, count: int) -> float:
         """Seconds after which a run of `count` messages has overstayed."""
         estimate = self.estimate(function, count)

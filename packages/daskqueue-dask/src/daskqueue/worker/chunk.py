@@ -25,12 +25,19 @@ class Chunk:
         self.uuid = uuid
         self.lease = lease
         self.function = function
-        self.is_short = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.is_ending = False  # the next lease may be fetched
+        self.timer: asyncio.TimerHandle | None = None  # when it has overstayed
+        self.prefetch: asyncio.TimerHandle | None = None
         self.executed = 0
         self.seconds = 0.0
         self._shares = shares
         self._taken: dict[int, int] = {}  # share -> how many messages went back
+
+    def stop_timers(self) -> None:
+        """It has ended."""
+        for timer in (self.timer, self.prefetch):
+            if timer is not None:
+                timer.cancel()
 
     @property
     def count(self) -> int:

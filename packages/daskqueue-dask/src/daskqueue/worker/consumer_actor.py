@@ -167,7 +167,7 @@ class ConsumerActor:
     def _ask(self) -> None:
         free = self._slots - len(self._running) - len(self._backlog)
         if free <= 0:
-            if self._backlog or not self._running or not all(chunk.is_short for chunk in self._running):
+            if self._backlog or not self._running or not all(chunk.is_ending for chunk in self._running):
                 return
             free = self._slots  # short work: fetch the next while this runs
         if self._node.worker.status != Status.running:
@@ -325,8 +325,11 @@ class ConsumerActor:
     def _run(self, chunk: Chunk) -> None:
         self._running.add(chunk)
         count = chunk.count
-        chunk.is_short = self._pacer.is_short(chunk.function, count)
         loop = asyncio.get_running_loop()
+        prefetch = self._pacer.prefetch_after(chunk.function, count)
+        if prefetch:
+            chunk.prefetch = loop.call_later(prefetch, self._prefetch, chunk)
+        chunk.is_ending = prefetch == 0.0
         patience = self._pacer.overstay_after(chunk.function, count)
         chunk.timer = loop.call_later(patience, self._overstayed, chunk)
         running: asyncio.Future[list[Report]]
@@ -338,11 +341,15 @@ class ConsumerActor:
         self._tasks.add(running)
         running.add_done_callback(partial(self._ran, chunk))
 
+    def _prefetch(self, chunk: Chunk) -> None:
+        """It should be over soon: fetch the next lease meanwhile."""
+        chunk.is_ending = True
+        self._pump()
+
     def _ran(self, chunk: Chunk, running: asyncio.Future[list[Report]]) -> None:
         self._tasks.discard(running)
         self._running.discard(chunk)
-        if chunk.timer is not None:
-            chunk.timer.cancel()
+        chunk.stop_timers()
         if running.cancelled() or running.exception() is not None:
             reports = chunk.fail(asyncio.CancelledError() if running.cancelled() else running.exception())
         else:
@@ -355,7 +362,7 @@ class ConsumerActor:
 
     def _overstayed(self, chunk: Chunk) -> None:
         """It runs much longer than it should: nothing may wait behind it that could run elsewhere."""
-        chunk.is_short = False
+        chunk.is_ending = False
         self._spawn_release(chunk)
         self._give_back(everything=False)
         if len(self._running) >= self._slots:
