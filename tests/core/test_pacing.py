@@ -14,9 +14,9 @@ def timed(seconds: float, count: int = 1) -> Pacer:
 
 
 def test_nothing_is_known_of_a_new_function() -> None:
-    """No estimate, no wants, not short, and the least patience."""
+    """No estimate, no wants, nothing fetched meanwhile, and the least patience."""
     pacer = Pacer()
-    assert (pacer.wants(4), pacer.estimate(b"f", 10), pacer.is_short(b"f", 1)) == ({}, None, False)
+    assert (pacer.wants(4), pacer.estimate(b"f", 10), pacer.prefetch_after(b"f", 1)) == ({}, None, None)
     assert pacer.overstay_after(b"f", 10) == OVERSTAY_S
 
 
@@ -89,11 +89,12 @@ def test_the_last_64_functions_are_known() -> None:
     assert pacer.estimate(b"0", 1) is None
 
 
-def test_short_work_may_be_prefetched() -> None:
-    """Under 10 ms for the whole run."""
+def test_the_next_lease_is_fetched_just_before_the_end() -> None:
+    """At once for a run under 10 ms, 10 ms before the end of a longer one, not at all beside a long one."""
     pacer = timed(0.001)
-    assert pacer.is_short(b"f", 9)
-    assert not pacer.is_short(b"f", 11)
+    assert pacer.prefetch_after(b"f", 9) == 0.0
+    assert pacer.prefetch_after(b"f", 25) == pytest.approx(0.015)
+    assert pacer.prefetch_after(b"f", 200) is None
 
 
 def test_overstay() -> None:

@@ -14,7 +14,7 @@ from typing import Final
 __all__ = ["CAP", "FUNCTIONS", "OVERSTAY_FACTOR", "OVERSTAY_S", "PREFETCH_S", "TARGET_S", "Pacer"]
 
 TARGET_S: Final = 0.025
-PREFETCH_S: Final = 0.010
+PREFETCH_S: Final = 0.010  # before its end
 OVERSTAY_FACTOR: Final = 4.0
 OVERSTAY_S: Final = 0.1
 CAP: Final = 32_000
@@ -55,15 +55,10 @@ class Pacer:
         most = CAP if cap is None else max(1, min(CAP, cap))
         return {function: max(1, min(most, int(TARGET_S / per))) * slots for function, per in self._seconds.items()}
 
-    def is_short(self, function: bytes, count: int) -> bool:
-        """Whether the next lease may be fetched while this one runs."""
-        estimate = self.estimate(function, count)
-        return estimate is not None and estimate < PREFETCH_S
-
     def prefetch_after(self, function: bytes, count: int) -> float | None:
         """Seconds into a run of `count` messages after which the next lease may be fetched; None: not while it runs.
 
-        Just before its end, so that little waits behind it if it takes longer; a long run loses nothing by a round trip.
+        Just before its end, so that little waits behind it if it takes longer. A long run can afford a round trip.
         """
         estimate = self.estimate(function, count)
         if estimate is None or estimate > OVERSTAY_S:

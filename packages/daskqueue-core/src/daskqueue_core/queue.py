@@ -527,7 +527,9 @@ class TransientQueue:
             base = self._bases_of.get((client, first))
             if base is None:
                 continue
-            freed = self._end(self._ledger.decide_cancel([(base + lo, base + hi)], self._clock()))
+            stop = self._entries[base].stop
+            runs = [(min(base + max(lo, 0), stop), min(base + hi, stop))]
+            freed = self._end(self._ledger.decide_cancel(runs, self._clock()))
             ended += [(first, start - base, stop - base) for start, stop in freed]
         return ended
 
@@ -646,7 +648,9 @@ class TransientQueue:
             entry.live -= stop - start
             if entry.live == 0:
                 del self._entries[entry.base]
-                self._bases_of.pop((entry.batch.client, entry.batch.first), None)
+                name = entry.batch.client, entry.batch.first
+                if self._bases_of.get(name) == entry.base:  # not that of a copy that was put again
+                    del self._bases_of[name]
                 self._nbytes -= entry.batch.nbytes
         if len(self._bases) > 2 * len(self._entries) + 64:
             self._bases = sorted(self._entries)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from daskqueue.__about__ import __version__
+from daskqueue.predecessor import refuse_predecessor
 
 if TYPE_CHECKING:
     from daskqueue.client.consumer_pool import ConsumerPool
@@ -27,20 +28,7 @@ if TYPE_CHECKING:
     )
 
 
-def _refuse_predecessor() -> None:
-    """daskqueue 0.2.0 has the same import name, so installing it overwrites files of this package."""
-    try:
-        version = metadata.version("daskqueue")
-    except metadata.PackageNotFoundError:
-        return
-    if version.startswith("0."):
-        raise ImportError(
-            f"daskqueue {version} is installed beside daskqueue-dask {__version__} and overwrote files of it: "
-            "pip uninstall daskqueue daskqueue-dask, then install daskqueue-dask again"
-        )
-
-
-_refuse_predecessor()
+refuse_predecessor()
 
 _HOMES = {
     "ConsumerBaseClass": "daskqueue.consumers",

@@ -92,7 +92,7 @@ class SimConsumer:
     def _ask(self) -> None:
         free = self.slots - len(self._running) - len(self._backlog)
         if free <= 0:
-            if self._backlog or not self._running or not all(chunk.is_short for chunk in self._running):
+            if self._backlog or not self._running or not all(chunk.is_ending for chunk in self._running):
                 return
             free = self.slots
         if len(self._link.places) == 1:
@@ -189,10 +189,17 @@ class SimConsumer:
     def _run(self, chunk: SimChunk) -> None:
         self._running.append(chunk)
         count = len(chunk.todo)
-        chunk.is_short = self.pacer.is_short(chunk.function, count)
+        prefetch = self.pacer.prefetch_after(chunk.function, count)
+        chunk.is_ending = prefetch == 0.0
+        if prefetch:
+            chunk.prefetch = self._node.later(prefetch, partial(self._prefetch, chunk))
         patience = self.pacer.overstay_after(chunk.function, count)
         chunk.timer = self._node.later(patience, partial(self._overstayed, chunk))
         self._node.spawn(self._run_all, chunk)
+
+    def _prefetch(self, chunk: SimChunk) -> None:
+        chunk.is_ending = True
+        self.pump()
 
     async def _run_all(self, chunk: SimChunk) -> None:
         clock = self._node.simulation.clock
@@ -217,6 +224,8 @@ class SimConsumer:
         self._running.remove(chunk)
         assert chunk.timer is not None
         chunk.timer.cancel()
+        if chunk.prefetch is not None:
+            chunk.prefetch.cancel()
         if chunk.done:
             self.pacer.observe(chunk.function, len(chunk.done), clock.seconds - began)
             self._reports.setdefault(chunk.index, []).append((chunk.uuid, chunk.lease, chunk.reports()))
@@ -224,7 +233,7 @@ class SimConsumer:
 
     def _overstayed(self, chunk: SimChunk) -> None:
         """Nothing may wait behind it that could run elsewhere."""
-        chunk.is_short = False
+        chunk.is_ending = False
         self._spawn_release(chunk)
         self._give_back(everything=False)
         if len(self._running) >= self.slots:

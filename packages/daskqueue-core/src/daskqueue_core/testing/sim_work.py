@@ -82,7 +82,8 @@ class SimChunk:
         self.todo = deque(todo)
         self.done: list[SimDone] = []
         self.timer: Timer | None = None
-        self.is_short = False
+        self.is_ending = False
+        self.prefetch: Timer | None = None
 
     def take_rest(self, cancelled: Sequence[Run] | None = None) -> list[Run]:
         """Take away what has not begun: all of it, or what was cancelled."""

@@ -16,10 +16,11 @@ from daskqueue.client.submitter import Submitter
 from daskqueue.utils import logger
 from daskqueue.wire import nested
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
-from daskqueue.wire.operations import OK, JoinState
+from daskqueue.wire.operations import OK
 from daskqueue_core.balancer import RoundRobin
 from daskqueue_core.batch import Batch
 from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
+from daskqueue_core.joining import JoinRounds
 from daskqueue_core.outcomes import End, KeptResults, Outcome
 from daskqueue_core.producer import LostBatch, ProducerStream
 from daskqueue_core.stats import QueueStats
@@ -265,16 +266,14 @@ class PoolConnection:
             ) from None
 
     async def _join(self) -> None:
-        before: list[JoinState] | None = None
+        rounds = JoinRounds()
         while True:
             await self.submitter.flush()
             self.check()
-            wait = JOIN_WAIT_S if before is None else 0.0
+            wait = JOIN_WAIT_S if rounds.patient else 0.0
             states = await asyncio.gather(*(self.call(index, "join", wait=wait) for index in range(len(self.route))))
-            done = all(state.idle for state in states)
-            if done and before == states:
+            if rounds.done(states):
                 break
-            before = list(states) if done else None
         await self.collector.wait_quiet()
         self.check()
         lost, self._items_lost = self._items_lost, 0

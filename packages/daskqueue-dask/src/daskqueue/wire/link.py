@@ -16,7 +16,7 @@ from distributed.comm import Comm
 from distributed.core import ConnectionPool, send_recv
 
 from daskqueue.wire.operations import CODECS, ERROR, HANDLER, LOST, OK
-from daskqueue_core.directory import Place
+from daskqueue_core.directory import Place, newest
 from daskqueue_core.errors import DaskQueueError, QueueUnavailable
 
 __all__ = ["Link", "PoolGone", "QueueReplaced", "RemoteFailure", "Route", "SchedulerGone", "new_connection_pool"]
@@ -77,7 +77,7 @@ class Link:
         self._connections = connections
         self._resolve = resolve
         self._local = local
-        self._refreshing: dict[str, asyncio.Future[None]] = {}
+        self._refreshing: dict[int, asyncio.Future[None]] = {}
 
     async def call(
         self,
@@ -158,10 +158,10 @@ class Link:
 
     async def _refresh(self, route: Route) -> None:
         """Ask the directory, once for all who wait."""
-        running = self._refreshing.get(route.pool)
+        running = self._refreshing.get(id(route))
         if running is None:
-            running = self._refreshing[route.pool] = asyncio.ensure_future(self._ask_directory(route))
-            running.add_done_callback(lambda _: self._refreshing.pop(route.pool, None))
+            running = self._refreshing[id(route)] = asyncio.ensure_future(self._ask_directory(route))
+            running.add_done_callback(lambda _: self._refreshing.pop(id(route), None))
         await asyncio.shield(running)
 
     async def _ask_directory(self, route: Route) -> None:
@@ -172,4 +172,4 @@ class Link:
             return
         if places is None:
             raise PoolGone(route.pool)
-        route.places = places
+        route.places = newest(route.places, places)

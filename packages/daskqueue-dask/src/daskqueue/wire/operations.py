@@ -16,12 +16,13 @@ from typing import Any, Final, NamedTuple
 from distributed.protocol import to_serialize
 
 from daskqueue_core.batch import Batch, Buffer, Part
+from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early, UnknownProducer
 from daskqueue_core.outcomes import Outcome, Outcomes, Report
 from daskqueue_core.queue import Accepted, Demand, Full, Lease, PutAnswer
 from daskqueue_core.stats import QueueStats
 
-__all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "OK", "PROTOCOL", "Codec", "JoinState"]
+__all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "OK", "PROTOCOL", "Codec"]
 
 PROTOCOL: Final = 1
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
@@ -32,15 +33,6 @@ LOST: Final = "lost"
 ERROR: Final = "error"
 
 INLINE_BYTES: Final = 65_536
-
-
-class JoinState(NamedTuple):
-    """What a join compares between its rounds."""
-
-    uuid: str
-    puts: int
-    finished: int
-    idle: bool
 
 
 class Codec(NamedTuple):

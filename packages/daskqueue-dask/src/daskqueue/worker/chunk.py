@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 
 from daskqueue.wire import nested
@@ -31,6 +32,8 @@ class Chunk:
         self.executed = 0
         self.seconds = 0.0
         self._shares = shares
+        self._at = 0  # the share that runs
+        self._reports: deque[Report] = deque()  # not handed out yet
         self._taken: dict[int, int] = {}  # share -> how many messages went back
 
     def stop_timers(self) -> None:
@@ -51,27 +54,53 @@ class Chunk:
         return job is not None and job.is_async
 
     def run(self) -> list[Report]:
-        """Run all in this thread. Does not raise."""
-        reports = [self._report(start, count, job.run() if job else None) for start, count, job in self._shares]
+        """Run all in this thread; returns what was not harvested meanwhile. Does not raise."""
+        for at, (_, _, job) in enumerate(self._shares):
+            self._ended(at, job.run() if job else None)
         nested.flush()
-        return [report for report in reports if report.stop > report.start]
+        return self._take_reports()
 
     async def run_async(self) -> list[Report]:
-        """Run all on the private loop."""
-        reports = [
-            self._report(start, count, await job.run_async() if job else None) for start, count, job in self._shares
-        ]
+        """Run all on the private loop; as `run`."""
+        for at, (_, _, job) in enumerate(self._shares):
+            self._ended(at, await job.run_async() if job else None)
         if nested.unflushed():
             await asyncio.to_thread(nested.flush)
-        return [report for report in reports if report.stop > report.start]
+        return self._take_reports()
 
-    def _report(self, start: int, count: int, report: JobReport | None) -> Report:
+    def harvest(self) -> list[Report]:
+        """What has ended so far of a chunk that still runs; from another thread."""
+        if nested.unflushed():
+            return []  # what these tasks submitted must be there before they are said to be done
+        at = self._at
+        if at < len(self._shares):
+            job = self._shares[at][2]
+            report = job.harvest() if job is not None else None
+            if report is not None:
+                self._add(at, report)
+        return self._take_reports()
+
+    def _ended(self, at: int, report: JobReport | None) -> None:
+        start, count, _ = self._shares[at]
         if report is None:
-            return Report(start, start + count)
-        self.executed += report.executed
-        self.seconds += report.seconds
-        errors = tuple((failure.position, failure.blob, failure.text) for failure in report.failures)
-        return Report(start, start + report.executed, report.values, errors)
+            self._reports.append(Report(start, start + count))
+        else:
+            self._add(at, report)
+            self.executed += report.start + report.executed
+            self.seconds += report.seconds
+        self._at = at + 1
+
+    def _add(self, at: int, report: JobReport) -> None:
+        if report.executed:
+            start = self._shares[at][0] + report.start
+            errors = tuple((failure.position, failure.blob, failure.text) for failure in report.failures)
+            self._reports.append(Report(start, start + report.executed, report.values, errors))
+
+    def _take_reports(self) -> list[Report]:
+        reports: list[Report] = []
+        while self._reports:
+            reports.append(self._reports.popleft())
+        return reports
 
     def take_rest(self) -> list[Run]:
         """Take away what has not begun; these messages are to be given back."""

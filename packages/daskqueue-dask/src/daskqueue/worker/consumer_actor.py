@@ -257,7 +257,7 @@ class ConsumerActor:
                 reports=taken,
             )
         except asyncio.CancelledError:  # withdrawn: the queue hears of it at once
-            book.withdraw(number)
+            book.give_up(number)
             self._put_back(index, uuid, taken)
             self._spawn(node.heartbeat(self._route, index))
             if taken:
@@ -361,14 +361,23 @@ class ConsumerActor:
         self._pump()
 
     def _overstayed(self, chunk: Chunk) -> None:
-        """It runs much longer than it should: nothing may wait behind it that could run elsewhere."""
+        """It runs much longer than it should: nothing may wait behind it that could run elsewhere, or is done."""
         chunk.is_ending = False
         self._spawn_release(chunk)
+        self._spawn(self._harvest(chunk))
         self._give_back(everything=False)
         if len(self._running) >= self._slots:
             for request in list(self._requests.values()):
                 request.cancel()
         chunk.timer = asyncio.get_running_loop().call_later(OVERSTAY_S, self._overstayed, chunk)
+
+    async def _harvest(self, chunk: Chunk) -> None:
+        """Report what is done of a chunk that goes on. Pickling is user code, so not on this loop."""
+        executor = self._node.worker.executors["offload"]
+        reports = await asyncio.get_running_loop().run_in_executor(executor, chunk.harvest)
+        if reports:
+            self._reports.setdefault(chunk.index, []).append((chunk.uuid, chunk.lease, reports))
+            self._pump()
 
     def _give_back(self, *, everything: bool) -> None:
         """Give back what waits for a slot; with `everything`, the unstarted tails of what runs as well."""
@@ -422,14 +431,21 @@ class ConsumerActor:
             self._node.book(uuid).settled(lease, sum(stop - start for start, stop in runs))
 
     def _lost(self, index: int, uuid: str) -> None:
-        """That life of the queue is over: what has not begun is somebody else's now, reports are for nobody."""
-        self._node.books.pop(uuid, None)
+        self._node.queue_lost(uuid)
+
+    def queue_lost(self, uuid: str) -> None:
+        """That life of a queue is over: what has not begun is somebody else's now, reports are for nobody."""
         self._blocks.forget(uuid)
         self._backlog = deque(chunk for chunk in self._backlog if chunk.uuid != uuid)
         for chunk in self._running:
             if chunk.uuid == uuid:
                 chunk.take_rest()
-        self._reports.pop(index, None)
+        for index, waiting in list(self._reports.items()):
+            still = [report for report in waiting if report[0] != uuid]
+            if still:
+                self._reports[index] = still
+            else:
+                del self._reports[index]
 
 
 def _shares(parts: Sequence[Part], size: int) -> list[list[Part]]:

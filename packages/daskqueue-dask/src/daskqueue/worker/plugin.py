@@ -137,6 +137,12 @@ class DaskQueueWorker(WorkerPlugin):
             book = self.books[uuid] = LeaseBook(self.numbers)
         return book
 
+    def queue_lost(self, uuid: str) -> None:
+        """That life of a queue is over; whoever finds out says so here."""
+        if self.books.pop(uuid, None) is not None:
+            for consumers in self.consumers.values():
+                consumers.queue_lost(uuid)
+
     async def heartbeat(self, route: Route, index: int) -> None:
         """Tell a queue what is held and awaited there."""
         uuid = route.places[index].uuid
@@ -151,7 +157,9 @@ class DaskQueueWorker(WorkerPlugin):
             for lease in cancels:
                 for consumers in self.consumers.values():
                     consumers.give_back(uuid, lease)
-        except (QueueReplaced, QueueUnavailable, PoolGone, SchedulerGone):
+        except QueueReplaced:
+            self.queue_lost(uuid)
+        except (QueueUnavailable, PoolGone, SchedulerGone):
             pass  # whoever leases there finds out
         finally:
             self._beats[uuid] -= 1
@@ -161,6 +169,9 @@ class DaskQueueWorker(WorkerPlugin):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            here = {place.uuid for route in self.routes.values() for place in route.places}
+            for uuid in set(self.books) - here:
+                self.queue_lost(uuid)
             for route in list(self.routes.values()):
                 for index in range(len(route)):
                     uuid = route.places[index].uuid

@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from daskqueue.wire.clock import edge_clock
-from daskqueue.wire.operations import JoinState
 from daskqueue_core.batch import Batch, Buffer, Run
+from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early
 from daskqueue_core.outcomes import Cursor, Outcome, Outcomes, Report
 from daskqueue_core.queue import DEFAULT_TTL, REPLY_BYTES, Accepted, Demand, Full, Lease, PutAnswer, TransientQueue
@@ -94,11 +94,14 @@ class QueueActor:
         """
         answer = self.queue.admit(batches, producer=producer, number=number)
         if producer is None:
-            return answer if not isinstance(answer, Full) else await self._await_room(batches, None, 0, wait)
+            if isinstance(answer, Full) and wait > 0:
+                answer = await self._await_room(batches, None, 0, wait)
+            self._wake()
+            return answer
         if isinstance(answer, Early) and producer not in self._refused:
             await self._await_turn(producer, number)
             answer = self.queue.admit(batches, producer=producer, number=number)
-        if isinstance(answer, Full):
+        if isinstance(answer, Full) and wait > 0:
             answer = await self._await_room(batches, producer, number, wait)
         if isinstance(answer, Early) and producer in self._refused:
             return Full(0)  # its predecessor was refused, and it with it

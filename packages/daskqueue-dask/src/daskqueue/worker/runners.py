@@ -42,7 +42,7 @@ Context = Callable[[str], AbstractContextManager[Any]]
 
 
 class JobReport(NamedTuple):
-    """What came of a job. Positions count from its first element."""
+    """What came of a job, or of the elements from `start` on; positions count from there."""
 
     #: one pickle of the values of the elements that were executed, None where one failed; empty if not kept
     values: bytes
@@ -51,6 +51,8 @@ class JobReport(NamedTuple):
     executed: int
     #: from reading the elements to having written the values
     seconds: float
+    #: the first element this speaks of: those before were harvested
+    start: int = 0
 
 
 class _Failed(NamedTuple):
@@ -68,7 +70,8 @@ class Job:
     """
 
     __slots__ = (
-        "_context", "_cut", "_iterator", "_keep_values", "_load", "_lock", "_out", "_private_loop",
+        "_context", "_cut", "_failures", "_harvested", "_iterator", "_keep_values", "_load", "_lock", "_out", "_over",
+        "_private_loop",
         "count", "is_async", "name", "started_at",
     )  # fmt: skip
 
@@ -94,7 +97,10 @@ class Job:
         self._lock = threading.Lock()
         self._iterator: Iterator[Any] | None = None
         self._cut = 0
+        self._harvested = 0
+        self._over = False
         self._out: list[Any] = []
+        self._failures: list[TaskFailure] = []
 
     @classmethod
     def of_calls(
@@ -159,6 +165,23 @@ class Job:
                 self._cut += taken
             return taken
 
+    def harvest(self) -> JobReport | None:
+        """What has ended so far, while the job goes on; from another thread. Its own report leaves that out then."""
+        with self._lock:
+            start, stop = self._harvested, len(self._out)
+            values = self._out[start:stop]
+            if self._over or stop == start or CoroutineType in set(map(type, values)):
+                return None
+            self._harvested = stop
+            failures = [
+                failure._replace(position=failure.position - start)
+                for failure in self._failures
+                if start <= failure.position < stop
+            ]
+        data, unpicklable = encode_values(values) if self._keep_values else (b"", [])
+        failures = sorted([*failures, *unpicklable], key=_position)
+        return JobReport(data, tuple(failures), len(values), 0.0, start)
+
     # ------------------------------------------------------------------------------------------------- in a thread
 
     def run(self) -> JobReport:
@@ -166,7 +189,7 @@ class Job:
         if self.is_async:
             return self._loop_for_coroutines().submit(self.run_async()).result()
         began = self._begin()
-        failures: list[TaskFailure] = []
+        failures = self._failures
         with self._context(self.name):
             fn, elements = self._loaded()
             self._run_elements(fn, self._open(elements), failures)
@@ -201,7 +224,7 @@ class Job:
     async def run_async(self) -> JobReport:
         """Await the calls one after the other; to be awaited on the private loop. Raises only our own cancellation."""
         began = self._begin()
-        out, failures = self._out, list[TaskFailure]()
+        out, failures = self._out, self._failures
         with self._context(self.name):
             fn, elements = self._loaded()
             for element in self._open(elements):
@@ -256,6 +279,11 @@ class Job:
         began: float,
         settle: Callable[[list[TaskFailure]], None] | None,
     ) -> JobReport:
+        with self._lock:
+            self._over = True
+            start = self._harvested
+            del self._out[:start]
+            failures[:] = [f._replace(position=f.position - start) for f in failures if f.position >= start]
         out, values = self._out, b""
         if not self._keep_values:
             # nobody pickles these, so a coroutine would go unnoticed
@@ -265,7 +293,7 @@ class Job:
             values, unpicklable = encode_values(out, mend=partial(settle, failures) if settle is not None else None)
             failures += unpicklable
         failures.sort(key=_position)
-        return JobReport(values, tuple(failures), len(out), time.perf_counter() - began)
+        return JobReport(values, tuple(failures), len(out), time.perf_counter() - began, start)
 
 
 def _applied(call: Call) -> Callable[..., Any]:
