@@ -15,10 +15,10 @@ def stream() -> ProducerStream:
     return new_stream()
 
 
-def new_stream(window: int = 16) -> ProducerStream:
-    """A stream with a window."""
+def new_stream(window: int = 16, maxsize: int = 0) -> ProducerStream:
+    """A stream with a window, into a queue of that size."""
     ids = count(100)
-    return ProducerStream("life-0", lambda: next(ids), window=window)
+    return ProducerStream("life-0", lambda: next(ids), window=window, maxsize=maxsize)
 
 
 def calls(first: int, n: int = 1, **options: object) -> Batch:
@@ -318,6 +318,95 @@ def test_what_is_pending_of_a_sink(stream: ProducerStream) -> None:
     stream.receive(answer(Outcome(0, 0, 5)))
     assert stream.pending_of(sinks[0]) == [(20, 5)]
     assert stream.pending_of(None) == [(10, 5), (20, 5)]
+
+
+# -- full queues
+
+
+def test_a_put_fits_into_the_queue() -> None:
+    """Batches travel together as long as an empty queue would take them; one that never fits goes alone."""
+    stream = known(new_stream(maxsize=10))
+    for n, size in enumerate((4, 6, 1, 9, 1, 25, 3)):
+        stream.offer(calls(100 * n, size))
+    puts = put_all(stream)
+    assert [[batch.count for batch in request.batches] for request in puts] == [[4, 6], [1, 9], [1], [25], [3]]
+
+
+def test_a_refused_put_is_lost_and_those_after_it_go_again() -> None:
+    """Under a new id, since its number stays free; what came before it is not concerned."""
+    stream = known(new_stream(maxsize=10))
+    sinks = [object() for _ in range(4)]
+    for n, sink in enumerate(sinks):
+        stream.offer(calls(10 * n, 10), sink, shift=100 * n)
+    before, refused, *_ = put_all(stream)
+    stream.accepted(before)
+    assert stream.refused(refused) == [LostBatch(sinks[1], 100, ((0, 10),), 0)]
+    assert stream.pending == 3
+    again = put(stream)
+    assert (again.producer, again.number, firsts(again)) == (101, 0, [20])
+    stream.accepted(again)
+    assert firsts(put(stream)) == [30]
+    [news] = stream.receive(answer(Outcome(0, 0, 10)))
+    assert news.sink is sinks[0]
+
+
+def test_refused_with_what_was_not_sent() -> None:
+    """What waits for the window comes after what was under way."""
+    stream = known(new_stream(window=2))
+    for n in range(4):
+        stream.offer(calls(n))
+        if n < 2:
+            refused = stream.next_put() if n == 0 else refused if stream.next_put() else None
+    assert refused is not None
+    stream.refused(refused)
+    assert firsts(put(stream)) == [1, 2, 3]
+
+
+def test_the_first_of_all_is_refused(stream: ProducerStream) -> None:
+    """Nothing of the old id is left; the stream goes on."""
+    stream.offer(calls(0, 3), "sink")
+    first = put(stream)
+    stream.offer(calls(3, 2), "sink", shift=3)
+    assert stream.refused(first) == [LostBatch("sink", 0, ((0, 3),), 0)]
+    again = put(stream)
+    assert (again.producer, again.number, firsts(again)) == (101, 0, [3])
+    assert stream.accepted(again)
+    assert stream.pending == 1
+
+
+def test_a_refusal_of_several_batches_and_items(stream: ProducerStream) -> None:
+    """All that travelled in it; items have nobody who hears of it."""
+    known(stream)
+    stream.offer(calls(0, 2), "a", shift=5)
+    stream.offer(items(3))
+    stream.offer(calls(2, 2), "b")
+    assert stream.refused(put(stream)) == [
+        LostBatch("a", 5, ((0, 2),), 0),
+        LostBatch(None, 0, ((0, 3),), 0),
+        LostBatch("b", 0, ((0, 2),), 0),
+    ]
+    assert (stream.pending, stream.idle, stream.unaccepted_bytes) == (0, True, 0)
+
+
+def test_refused_after_a_part_had_ended_otherwise(stream: ProducerStream) -> None:
+    """Only what is unfinished is lost: a batch put again keeps what it has heard."""
+    stream.offer(calls(0, 4), "sink", shift=10)
+    refused = put(stream)
+    stream.absorb([Outcome(0, 1, 2)])
+    assert stream.refused(refused) == [LostBatch("sink", 10, ((0, 1), (3, 4)), 0)]
+
+
+def test_a_refusal_that_is_not_news(stream: ProducerStream) -> None:
+    """Of a put that was answered, or belongs to an older id or life."""
+    known(stream)
+    stream.offer(calls(0))
+    done = put(stream)
+    stream.accepted(done)
+    stream.offer(calls(1))
+    old = put(stream)
+    stream.queue_lost("life-1", resubmit=True)
+    assert stream.refused(done) == stream.refused(old) == []
+    assert said_again(stream) == [(0, 1), (1, 2)]
 
 
 # -- losses

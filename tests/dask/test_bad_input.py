@@ -23,7 +23,7 @@ from daskqueue import (
     QueueLost,
     QueuePool,
 )
-from daskqueue.client import queue_pool as queue_pool_module
+from daskqueue.client import opening
 from daskqueue.wire.errors import FunctionLoadError, UnpicklableArgument, UnpicklableFunction, UnpicklableResult
 
 LIMIT = 20
@@ -314,7 +314,7 @@ def test_scheduler_without_daskqueue(
 def test_another_protocol(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client of another version is refused, naming both."""
     with QueuePool(client, name="here"):
-        monkeypatch.setattr(queue_pool_module, "PROTOCOL", 99)
+        monkeypatch.setattr(opening, "PROTOCOL", 99)
         for make in (lambda: QueuePool(client), lambda: QueuePool.attach(client, "here")):
             with pytest.raises(NotInstalled, match="protocol 99, the scheduler 1: install the same version"):
                 make()

@@ -228,6 +228,7 @@ class TransientQueue:
         self._entries: dict[int, _Entry] = {}
         self._bases_of: dict[tuple[int, int], int] = {}  # of batches with outcomes, by (client, first number)
         self._nbytes = 0
+        self._unfinished = dict.fromkeys(Kind, 0)
         self._outboxes: dict[int, Outbox] = {}
         self._gone: dict[str, None] = {}  # owners that were lost last, in order
         self._kept = KeptResults(ttl=result_ttl, max_bytes=result_max_bytes)
@@ -273,6 +274,7 @@ class TransientQueue:
         for batch in batches:
             self._entries[base] = _Entry(base, batch)
             self._bases.append(base)
+            self._unfinished[Kind(batch.kind)] += batch.count
             if batch.keep != Keep.NONE:
                 self._bases_of[batch.client, batch.first] = base
             self._nbytes += batch.nbytes
@@ -562,6 +564,10 @@ class TransientQueue:
         """Messages without an outcome."""
         return self._ledger.unfinished
 
+    def unfinished_of(self, kinds: Collection[int]) -> int:
+        """Messages of these kinds without an outcome."""
+        return sum(count for kind, count in self._unfinished.items() if kind in kinds)
+
     def stats(self) -> QueueStats:
         """Counts."""
         counts = self._ledger.counts()
@@ -576,6 +582,8 @@ class TransientQueue:
             finished=self._ledger.finished,
             stale=self._ledger.stale,
             owners=len(self.owners()),
+            calls=self._unfinished[Kind.CALL],
+            items=self._unfinished[Kind.ITEM],
             nbytes=self._nbytes,
             kept_bytes=self._kept.nbytes,
             undelivered_outcomes=sum(map(len, self._outboxes.values())),
@@ -646,6 +654,7 @@ class TransientQueue:
             if entry is None:
                 continue
             entry.live -= stop - start
+            self._unfinished[Kind(entry.batch.kind)] -= stop - start
             if entry.live == 0:
                 del self._entries[entry.base]
                 name = entry.batch.client, entry.batch.first

@@ -20,6 +20,8 @@ class QueueStats(NamedTuple):
     finished: int = 0  # puts - ready - delivered
     stale: int = 0  # late reports that changed nothing
     owners: int = 0  # who holds leases
+    calls: int = 0  # unfinished ones, for GeneralConsumer
+    items: int = 0  # unfinished ones, for a consumer with process_item
     nbytes: int = 0  # of payloads
     kept_bytes: int = 0  # of kept outcomes
     undelivered_outcomes: int = 0  # records that clients have not acknowledged

@@ -18,9 +18,10 @@ from daskqueue_core.testing.suite_control import ControlRules
 from daskqueue_core.testing.suite_leases import LeaseRules
 from daskqueue_core.testing.suite_outcomes import OutcomeRules
 from daskqueue_core.testing.suite_puts import PutRules
+from daskqueue_core.testing.suite_room import RoomRules
 
 __all__ = ["QueueConformance"]
 
 
-class QueueConformance(PutRules, LeaseRules, OutcomeRules, ControlRules):
+class QueueConformance(PutRules, RoomRules, LeaseRules, OutcomeRules, ControlRules):
     """Subclass it, name the subclass `Test...`, and say how a queue is made."""

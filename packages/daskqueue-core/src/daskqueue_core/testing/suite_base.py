@@ -29,7 +29,10 @@ class SuiteBase:
     """Whether `make_queue` obeys its clock and options. If not, the tests that need them are skipped."""
 
     def make_queue(self, clock: ManualClock, **options: Any) -> Queue:
-        """An empty queue with a life of its own. `options`: `result_ttl` (nanoseconds), `result_max_bytes`."""
+        """An empty queue with a life of its own.
+
+        `options`: `result_ttl` (nanoseconds), `result_max_bytes`, `maxsize`, `max_bytes`.
+        """
         raise NotImplementedError("a conformance class says how its queue is made: override make_queue")
 
     @cached_property

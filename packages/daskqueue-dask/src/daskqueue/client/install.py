@@ -21,5 +21,7 @@ async def install(client: Client) -> None:
     for plugin, where in ((DaskQueueScheduler(), "the scheduler"), (DaskQueueWorker(), "a worker")):
         try:
             await client.register_plugin(plugin)
-        except ImportError as error:
-            raise NotInstalled(f"{where} cannot load daskqueue ({error}): {_ADVICE}") from error
+        except Exception as error:  # a worker's ImportError comes as a bare Exception with its text
+            if isinstance(error, ImportError) or "ModuleNotFoundError" in str(error):
+                raise NotInstalled(f"{where} cannot load daskqueue ({error}): {_ADVICE}") from error
+            raise

@@ -48,7 +48,7 @@ def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
         options[name] = None if value is None and name == "result_ttl" else _seconds(name, value)
     for name in ("result_max_bytes", "max_bytes"):
         if options[name] is not None:
-            options[name] = _number(name, int(parse_bytes(options[name])))
+            options[name] = _number(name, _bytes(name, options[name]))
     options["maxsize"] = _number("maxsize", options["maxsize"])
     for name, choices in _CHOICES.items():
         if options[name] not in choices:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Final
 
 from daskqueue.client.collector import Collector
@@ -18,7 +18,7 @@ from daskqueue.wire import nested
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue.wire.operations import OK
 from daskqueue_core.balancer import RoundRobin
-from daskqueue_core.batch import Batch
+from daskqueue_core.batch import Batch, Kind
 from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
 from daskqueue_core.joining import JoinRounds
 from daskqueue_core.outcomes import End, KeptResults, Outcome
@@ -29,6 +29,8 @@ __all__ = ["PoolConnection"]
 
 JOIN_WAIT_S: Final = 20.0
 CANCEL_S: Final = 5.0
+ANSWER_S: Final = 5.0  # what a host may take to answer a put that does not wait for room
+GRACE_S: Final = 0.25  # beyond a caller's timeout, for the answer that there was no room
 CANCEL_BATCHES: Final = 1000
 ASK_AGAIN_S: Final = 0.25
 
@@ -97,10 +99,17 @@ class PoolConnection:
         if wait is None and self.options["on_full"] == "wait":
             await asyncio.gather(*map(self.submitter.send_and_wait, batches))
             return
-        patience = self.options["rehost_timeout"]
+        until = asyncio.get_running_loop().time() + (wait or 0.0)
         for batch in batches:
             index = self._door_balancer.pick()
-            await self._doors[index].put(batch, wait or 0.0, patience)
+            left = max(0.0, until - asyncio.get_running_loop().time())
+            patience = left + GRACE_S if wait else ANSWER_S
+            work = self._doors[index].put(batch, left, patience)
+            try:
+                await asyncio.wait_for(work, patience)
+            except asyncio.TimeoutError:
+                place = self.route.places[index]
+                raise TimeoutError(f"{place.address}, host of queue {index} of {self.name}, did not answer") from None
             self.streams[index].items_accepted += batch.count
 
     # -- losses
@@ -251,9 +260,12 @@ class PoolConnection:
 
     # -- waiting and reading
 
-    async def join(self, deadline: float | None) -> None:
-        """Wait until every queue of the pool is done, in two rounds that agree, and this client has every outcome."""
-        work = self._join()
+    async def join(self, deadline: float | None, kinds: Collection[int] = tuple(Kind)) -> None:
+        """Wait until every queue of the pool is done, in two rounds that agree, and this client has every outcome.
+
+        With fewer `kinds` only for those: what no consumer serves would never be done.
+        """
+        work = self._join(kinds)
         if deadline is None:
             await work
             return
@@ -265,16 +277,18 @@ class PoolConnection:
                 f"pool {self.name}: not everything was done in time; stats() says what is left"
             ) from None
 
-    async def _join(self) -> None:
+    async def _join(self, kinds: Collection[int]) -> None:
         rounds = JoinRounds()
         while True:
             await self.submitter.flush()
             self.check()
             wait = JOIN_WAIT_S if rounds.patient else 0.0
-            states = await asyncio.gather(*(self.call(index, "join", wait=wait) for index in range(len(self.route))))
+            asked = (self.call(index, "join", wait=wait, kinds=tuple(kinds)) for index in range(len(self.route)))
+            states = await asyncio.gather(*asked)
             if rounds.done(states):
                 break
-        await self.collector.wait_quiet()
+        if Kind.CALL in kinds:
+            await self.collector.wait_quiet()
         self.check()
         lost, self._items_lost = self._items_lost, 0
         for stream in self.streams:

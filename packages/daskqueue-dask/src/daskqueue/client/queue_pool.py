@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any
 
 from distributed import Client, get_client
 
-from daskqueue.client.encoder import BLOCK_CALLS, encode_calls, item_batch
+from daskqueue.client.encoder import BLOCK_CALLS, Calls, encode_calls, item_batch
 from daskqueue.client.futures import TaskFuture, task_key
 from daskqueue.client.opening import attach_pool, open_pool
 from daskqueue.client.options import check_count, pool_options
@@ -137,15 +137,15 @@ class QueuePool:
         if buffersize is not None:
             check_count("buffersize", buffersize)
         check_count("chunksize", chunksize)
-        elements = zip(*iterables, strict=False)
+        calls = Calls(*iterables)
         stream = ValueStream(self._connection)
         submit = None
         if buffersize is None:
-            self._send_calls(fn, elements, stream, Keep.STREAM)
+            self._send_calls(fn, calls, stream, Keep.STREAM)
         else:
 
-            def submit(most: int) -> int:
-                return self._send_calls(fn, itertools.islice(elements, most), stream, Keep.STREAM)
+            def submit(limit: int) -> int:
+                return self._send_calls(fn, calls, stream, Keep.STREAM, limit=limit)
 
         values = stream.values_async if self._session.asynchronous else stream.values
         return values(submit, buffersize, timeout)
@@ -156,7 +156,7 @@ class QueuePool:
         An exception of the iterable cancels what was sent and is raised.
         """
         batch = TaskBatch(self._connection)
-        self._send_calls(fn, zip(iterable, strict=False), batch, Keep.STREAM)
+        self._send_calls(fn, Calls(iterable), batch, Keep.STREAM)
         return batch
 
     def batch_submit(self, calls: Iterable[Sequence[Any]], batch_size: int = BLOCK_CALLS) -> TaskBatch:
@@ -164,24 +164,25 @@ class QueuePool:
         check_count("batch_size", batch_size)
         batch = TaskBatch(self._connection, keeps=True)
         for fn, group in itertools.groupby(map(_checked_call, calls), key=lambda call: call[0]):
-            self._send_calls(fn, (tuple(call[1:]) for call in group), batch, Keep.KEEP, batch_size)
+            self._send_calls(fn, Calls.of_tuples(tuple(call[1:]) for call in group), batch, Keep.KEEP, batch_size)
         return batch
 
     def _send_calls(
         self,
         fn: Callable[..., Any],
-        elements: Iterator[tuple[Any, ...]],
+        calls: Calls,
         sink: TaskBatch | ValueStream,
         keep: Keep,
         most: int = BLOCK_CALLS,
+        limit: int | None = None,
     ) -> int:
         """Send all calls; returns how many."""
         if not callable(fn):
             raise TypeError(f"a task needs a function to call, not {fn!r}")
         connection, before = self._connection, len(sink)
-        limit = connection.submitter.batch_calls
+        most = min(most, connection.submitter.batch_calls)
         try:
-            for batch in encode_calls(fn, elements, client=self._session.id, keep=keep, most=min(most, limit)):
+            for batch in encode_calls(fn, calls, client=self._session.id, keep=keep, most=most, limit=limit):
                 first = self._session.numbers(batch.count)
                 index = sink.extend(batch.count, first)
                 connection.submitter.send(batch._replace(first=first), sink, index)
@@ -297,15 +298,19 @@ class QueuePool:
             if cancel_futures:
                 await connection.cancel_all(None)
             with contextlib.suppress(QueueLost, PoolClosed, OSError):
-                if wait and await self._served():
-                    await (connection.collector.wait_quiet() if cancel_futures else connection.join(None))
+                kinds = await self._served() if wait else ()
+                if kinds and cancel_futures:
+                    await connection.collector.wait_quiet()
+                elif kinds:
+                    await connection.join(None, kinds)
         connection.close(CancelledError())
         with contextlib.suppress(OSError, PoolClosed):
             await self._session.ask("close", pool=connection.name)
 
-    async def _served(self) -> bool:
+    async def _served(self) -> tuple[int, ...]:
+        """The kinds of work that a consumer is there for."""
         answer = await self._session.ask("served", pool=self.name)
-        return answer[0] == OK and bool(answer[1][0])
+        return tuple(answer[1][0]) if answer[0] == OK else ()
 
     def __enter__(self) -> QueuePool:
         return self

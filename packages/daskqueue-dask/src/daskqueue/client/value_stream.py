@@ -7,9 +7,10 @@ values are yielded. A generator that is closed, or that raises, cancels what it 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, Final
 
 from daskqueue.client.futures import Home
@@ -71,12 +72,17 @@ class ValueStream:
 
     # -- for its reader
 
-    def values(self, submit: Submit | None, buffersize: int | None, timeout: float | None) -> Iterator[Any]:
+    def values(self, submit: Submit | None, buffersize: int | None, timeout: float | None) -> ValueIterator:
         """Values in order. `submit` adds tasks while fewer than `buffersize` are out; without it all are submitted."""
+        return ValueIterator(self._runs(submit, buffersize, timeout))
+
+    def _runs(
+        self, submit: Submit | None, buffersize: int | None, timeout: float | None
+    ) -> Generator[Iterable[Any], None, None]:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             for _ in self._turns(submit, buffersize):
-                yield from self._next_run(self._await(deadline, timeout))
+                yield self._next_run(self._await(deadline, timeout))
         finally:
             self._abandon()
 
@@ -124,19 +130,39 @@ class ValueStream:
     def _late(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"task {self._read} of a map has not ended within {timeout} s")
 
-    def _next_run(self, run: tuple[int, Piece, int]) -> Iterator[Any]:
+    def _next_run(self, run: tuple[int, Piece, int]) -> Iterable[Any]:
         stop, piece, shift = run
         start, self._read = self._read, stop
         values = piece.values(start - shift, stop - shift)
-        if values is not None:
-            yield from values
-            return
-        for at in range(start - shift, stop - shift):
-            error = piece.error(at)
-            if error is not None:
-                raise error
-            yield piece.value(at)
+        return values if values is not None else _until_error(piece, start - shift, stop - shift)
 
     def _abandon(self) -> None:
         if self._read < self._size:
             self._home.abandon(self)
+
+
+def _until_error(piece: Piece, lo: int, hi: int) -> Iterator[Any]:
+    for at in range(lo, hi):
+        error = piece.error(at)
+        if error is not None:
+            raise error
+        yield piece.value(at)
+
+
+class ValueIterator(Iterator[Any]):
+    """What `map` returns. Iterating runs in C from value to value; `close` cancels what has not ended."""
+
+    def __init__(self, runs: Generator[Iterable[Any], None, None]) -> None:
+        self._runs = runs
+        self._values: Iterator[Any] = itertools.chain.from_iterable(runs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._values
+
+    def __next__(self) -> Any:
+        return next(self._values)
+
+    def close(self) -> None:
+        """Nothing more will be read."""
+        self._values = iter(())
+        self._runs.close()

@@ -41,6 +41,7 @@ __all__ = [
     "encode_items",
     "encode_lengths",
     "encode_values",
+    "load_column",
     "load_elements",
 ]
 
@@ -60,13 +61,13 @@ def encode_args(args: tuple[Any, ...], kwargs: dict[str, Any] | None, fn: Callab
         raise _unpicklable(args, kwargs or {}, function_name(fn), error, None) from error
 
 
-def encode_block(elements: list[Any], fn: Callable[..., Any], style: Style = Style.ARGS) -> bytes:
+def encode_block(elements: Sequence[Any], fn: Callable[..., Any], style: Style = Style.ARGS) -> bytes:
     """All elements of a batch as one pickle. Raises UnpicklableArgument, naming element and argument."""
     try:
         return dumps(elements)
     except Exception as error:
         for index, element in enumerate(elements):
-            args, kwargs = element if style is Style.KWARGS else (element, {})
+            args, kwargs = element if style is Style.KWARGS else ((element,) if style is Style.COLUMN else element, {})
             if not _travels(element):
                 raise _unpicklable(args, kwargs, function_name(fn), error, index) from error
         raise UnpicklableArgument(
@@ -232,6 +233,17 @@ def _load_block(body: Buffer, lo: int, hi: int) -> list[Any]:
     except BaseException as error:  # unpickling runs what the classes say, sys.exit too
         return [_unloadable(f"{type(error).__name__}: {error}", error)] * (hi - lo)
     return elements if hi - lo == len(elements) else elements[lo:hi]
+
+
+def load_column(body: Buffer, lo: int, hi: int) -> Sequence[Any]:
+    """Arguments lo..hi of a block of style COLUMN: any sequence that slices. Raises ArgumentLoadError."""
+    try:
+        column: Sequence[Any] = pickle.loads(body)
+        if len(column) < hi:
+            raise ValueError("the block holds fewer calls than its batch says")
+        return column if hi - lo == len(column) else column[lo:hi]
+    except BaseException as error:
+        raise _unloadable(f"{type(error).__name__}: {error}", error).error from error
 
 
 def _load_single(data: memoryview) -> Any:

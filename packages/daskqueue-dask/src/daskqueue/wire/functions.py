@@ -29,7 +29,7 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -68,6 +68,7 @@ class Style(enum.IntEnum):
     ARGS = 0
     KWARGS = 1
     ITEM = 2
+    COLUMN = 3
 
 
 class EncodedFunction(NamedTuple):
@@ -106,7 +107,7 @@ class _Cached(NamedTuple):
     code: CodeType | None
     #: globals that are pickled with the function: (module's dictionary, name, value then)
     watched: tuple[tuple[dict[str, Any], str, Any], ...]
-    encoded: tuple[EncodedFunction, EncodedFunction]
+    encoded: Mapping[Style, EncodedFunction]
 
 
 _MISSING = object()
@@ -152,10 +153,10 @@ def _encode_anew(fn: Any, key: Any) -> _Cached:
     _warn_if_large(name, len(data))
     digest = hashlib.blake2b(data, digest_size=16).digest()
     is_async = is_async_callable(fn)
-    encoded = (
-        EncodedFunction(_pack(Style.ARGS, is_async, digest, name, data), digest),
-        EncodedFunction(_pack(Style.KWARGS, is_async, digest, name, data), digest),
-    )
+    encoded = {
+        style: EncodedFunction(_pack(style, is_async, digest, name, data), digest)
+        for style in (Style.ARGS, Style.KWARGS, Style.COLUMN)
+    }
     cached = _Cached(fn, getattr(fn, "__code__", None), watched or (), encoded)
     if by_name:
         _remember(_by_name, id(fn), cached)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from daskqueue.wire.clock import edge_clock
-from daskqueue_core.batch import Batch, Buffer, Run
+from daskqueue_core.batch import Batch, Buffer, Kind, Run
 from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early
 from daskqueue_core.outcomes import Cursor, Outcome, Outcomes, Report
@@ -61,7 +61,7 @@ class QueueActor:
         self._early: dict[tuple[int, int], asyncio.Future[None]] = {}
         self._parked: deque[_Parked] = deque()
         self._polls: dict[int, asyncio.Future[None]] = {}
-        self._joins: list[asyncio.Future[None]] = []
+        self._joins: dict[asyncio.Future[None], Collection[int]] = {}  # with the kinds they wait for
         self._full: list[asyncio.Future[None]] = []  # puts that wait for room
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
@@ -270,17 +270,15 @@ class QueueActor:
         self._expected.discard(client)
         self._wake()
 
-    async def join(self, wait: float = 0.0) -> JoinState:
-        """Waits up to `wait` seconds until nothing is unfinished."""
-        if not self._idle() and wait > 0:
+    async def join(self, wait: float = 0.0, kinds: Collection[int] = tuple(Kind)) -> JoinState:
+        """Waits up to `wait` seconds until nothing of these kinds is unfinished."""
+        if not self._idle(kinds) and wait > 0:
             quiet = asyncio.get_running_loop().create_future()
-            self._joins.append(quiet)
+            self._joins[quiet] = kinds
             self._arm()  # clients that never put again are noticed by time
             await _wait(quiet, wait)
-            if quiet in self._joins:
-                self._joins.remove(quiet)
-        puts, unfinished = self.queue.puts, self.queue.unfinished
-        return JoinState(self.queue.uuid, puts, puts - unfinished, self._idle())
+            self._joins.pop(quiet, None)
+        return JoinState(self.queue.uuid, self.queue.puts, self.queue.puts - self.queue.unfinished, self._idle(kinds))
 
     async def close(self) -> None:
         """Let everybody who waits go, and the queue too."""
@@ -317,8 +315,8 @@ class QueueActor:
             waiting, self._full = self._full, []
             for room in waiting:
                 _resolve(room)
-        if self._joins and self._idle():
-            for quiet in self._joins:
+        for quiet, kinds in self._joins.items():
+            if self._idle(kinds):
                 _resolve(quiet)
         self._arm()
 
@@ -336,8 +334,8 @@ class QueueActor:
                 parked.answer.set_result(lease)
         self._parked.extendleft(reversed(refused))
 
-    def _idle(self) -> bool:
-        if self.queue.unfinished or self._early:
+    def _idle(self, kinds: Collection[int]) -> bool:
+        if self.queue.unfinished_of(kinds) or self._early:
             return False
         if self._expected and self._clock() >= self._expected_until:
             self._expected.clear()

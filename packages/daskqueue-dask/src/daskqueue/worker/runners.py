@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import isawaitable
@@ -31,7 +31,7 @@ from operator import length_hint
 from types import CoroutineType
 from typing import Any, NamedTuple
 
-from daskqueue.wire.calls import encode_values, load_elements
+from daskqueue.wire.calls import encode_values, load_column, load_elements
 from daskqueue.wire.errors import TaskFailure, encode_error
 from daskqueue.wire.functions import Buffer, Call, Style, is_async_callable, load_call, read_header
 from daskqueue.worker.async_loop import PrivateLoop
@@ -53,6 +53,14 @@ class JobReport(NamedTuple):
     seconds: float
     #: the first element this speaks of: those before were harvested
     start: int = 0
+
+
+class Loaded(NamedTuple):
+    """What a job runs: `fn` of each element, spread over its arguments or as the one argument."""
+
+    fn: Callable[..., Any]
+    elements: Sequence[Any]
+    spread: bool
 
 
 class _Failed(NamedTuple):
@@ -77,7 +85,7 @@ class Job:
 
     def __init__(
         self,
-        load: Callable[[], tuple[Callable[..., Any], list[Any]]],
+        load: Callable[[], Loaded],
         count: int,
         *,
         name: str,
@@ -118,8 +126,11 @@ class Job:
         """Calls as the client encoded them; raises FunctionLoadError if the head of the batch cannot be read."""
         header = read_header(shared)
 
-        def load() -> tuple[Callable[..., Any], list[Any]]:
-            return _applied(load_call(shared)), load_elements(body, lengths, lo, hi)
+        def load() -> Loaded:
+            call = load_call(shared)
+            if call.style is Style.COLUMN and lengths is None:
+                return Loaded(call.fn, load_column(body, lo, hi), False)
+            return Loaded(_applied(call), load_elements(body, lengths, lo, hi), True)
 
         return cls(
             load, hi - lo, name=header.name, is_async=header.is_async,
@@ -142,8 +153,8 @@ class Job:
     ) -> Job:
         """Items for a custom consumer's bound method. What it returns is dropped unless asked for."""
 
-        def load() -> tuple[Callable[..., Any], list[Any]]:
-            return process_item, load_elements(body, lengths, lo, hi)
+        def load() -> Loaded:
+            return Loaded(process_item, load_elements(body, lengths, lo, hi), True)
 
         return cls(
             load, hi - lo, name=name, is_async=is_async_callable(process_item),
@@ -191,15 +202,17 @@ class Job:
         began = self._begin()
         failures = self._failures
         with self._context(self.name):
-            fn, elements = self._loaded()
-            self._run_elements(fn, self._open(elements), failures)
+            fn, elements, spread = self._loaded()
+            self._run_elements(fn, self._open(elements), spread, failures)
             return self._report(failures, began, self._settle_in_thread)
 
-    def _run_elements(self, fn: Callable[..., Any], elements: Iterator[Any], failures: list[TaskFailure]) -> None:
+    def _run_elements(
+        self, fn: Callable[..., Any], elements: Iterator[Any], spread: bool, failures: list[TaskFailure]
+    ) -> None:
         out = self._out
         while True:
             try:
-                out.extend(starmap(fn, elements))
+                out.extend(starmap(fn, elements) if spread else map(fn, elements))
             except BaseException as error:  # SystemExit too is only this task's
                 failures.append(TaskFailure(len(out), *encode_error(error)))
                 out.append(None)
@@ -226,9 +239,9 @@ class Job:
         began = self._begin()
         out, failures = self._out, self._failures
         with self._context(self.name):
-            fn, elements = self._loaded()
+            fn, elements, spread = self._loaded()
             for element in self._open(elements):
-                await self._one(partial(_invoke, fn, element), failures)
+                await self._one(partial(_invoke, fn, element) if spread else partial(fn, element), failures)
             with self._lock:
                 assert len(out) == self.count - self._cut
             return self._report(failures, began, None)
@@ -255,15 +268,15 @@ class Job:
         self.started_at = time.monotonic()
         return time.perf_counter()
 
-    def _loaded(self) -> tuple[Callable[..., Any], list[Any]]:
+    def _loaded(self) -> Loaded:
         if self._cut:  # withdrawn before it began: do not import a module for nothing
-            return _identity, []
+            return Loaded(_identity, [], False)
         try:
             return self._load()
         except BaseException as error:  # the function of all of them: every element fails with it
-            return partial(_raise, error), [()] * self.count
+            return Loaded(partial(_raise, error), [()] * self.count, True)
 
-    def _open(self, elements: list[Any]) -> Iterator[Any]:
+    def _open(self, elements: Sequence[Any]) -> Iterator[Any]:
         with self._lock:
             self._iterator = iter(() if self._cut else elements)
             return self._iterator
