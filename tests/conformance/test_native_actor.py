@@ -1,9 +1,11 @@
 """QueueActor as a native Dask actor, in a worker process: the same promises, and all that travels pickles."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import cloudpickle
 import pytest
 from distributed import Client, LocalCluster
 
@@ -11,6 +13,8 @@ from daskqueue.worker.queue_actor import QueueActor
 from daskqueue_core.queue import Queue
 from daskqueue_core.testing.clock import ManualClock
 from daskqueue_core.testing.conformance import QueueConformance
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker does not find the tests
 
 
 class Facade:

@@ -353,12 +353,12 @@ def test_a_refused_put_is_lost_and_those_after_it_go_again() -> None:
 def test_refused_with_what_was_not_sent() -> None:
     """What waits for the window comes after what was under way."""
     stream = known(new_stream(window=2))
+    requests = []
     for n in range(4):
         stream.offer(calls(n))
-        if n < 2:
-            refused = stream.next_put() if n == 0 else refused if stream.next_put() else None
-    assert refused is not None
-    stream.refused(refused)
+        requests += put_all(stream)
+    assert [firsts(request) for request in requests] == [[0], [1]]
+    stream.refused(requests[0])
     assert firsts(put(stream)) == [1, 2, 3]
 
 

@@ -15,7 +15,7 @@ from daskqueue.wire.calls import decode_values, encode_block
 from daskqueue.wire.compat import coroutine_context, task_context
 from daskqueue.wire.functions import encode_function
 from daskqueue.worker.async_loop import PrivateLoop
-from daskqueue.worker.runners import Job
+from daskqueue.worker.runners import Job, Loaded
 
 LIMIT = 30
 
@@ -152,7 +152,7 @@ def test_job_in_a_worker_thread(worker: Worker) -> None:
 
     worker_of = [worker]
     job = Job(
-        lambda: (fn, [(i,) for i in range(3)]), 3, name="fn", is_async=False,
+        lambda: Loaded(fn, [(i,) for i in range(3)], True), 3, name="fn", is_async=False,
         context=lambda name: task_context(worker, f"{name}-7"),
     )  # fmt: skip
     report = worker.executors["default"].submit(job.run).result(LIMIT)
@@ -174,7 +174,7 @@ def test_async_job(worker: Worker) -> None:
         context=lambda _: coroutine_context(worker),
     )  # fmt: skip
     returning_job = Job(
-        lambda: (lambda i: ask_worker(i), [(1,), (2,)]), 2, name="fn", is_async=False, private_loop=loop,
+        lambda: Loaded(lambda i: ask_worker(i), [(1,), (2,)], True), 2, name="fn", is_async=False, private_loop=loop,
         context=lambda name: task_context(worker, f"{name}-8"),
     )  # fmt: skip
     try:

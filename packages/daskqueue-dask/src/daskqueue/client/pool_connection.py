@@ -109,7 +109,9 @@ class PoolConnection:
                 await asyncio.wait_for(work, patience)
             except asyncio.TimeoutError:
                 place = self.route.places[index]
-                raise TimeoutError(f"{place.address}, host of queue {index} of {self.name}, did not answer") from None
+                raise TimeoutError(
+                    f"{place.address}, host of queue {index} of {self.name}, did not accept the items in time"
+                ) from None
             self.streams[index].items_accepted += batch.count
 
     # -- losses

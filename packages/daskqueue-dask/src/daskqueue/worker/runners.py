@@ -36,7 +36,7 @@ from daskqueue.wire.errors import TaskFailure, encode_error
 from daskqueue.wire.functions import Buffer, Call, Style, is_async_callable, load_call, read_header
 from daskqueue.worker.async_loop import PrivateLoop
 
-__all__ = ["Job", "JobReport"]
+__all__ = ["Job", "JobReport", "Loaded"]
 
 Context = Callable[[str], AbstractContextManager[Any]]
 
