@@ -33,7 +33,7 @@ def test_bytes_of_an_outcome() -> None:
 
 def test_outbox_repeats_until_acknowledged() -> None:
     """Reading takes nothing away; the cursor does."""
-    box = Outbox("q:0")
+    box = Outbox("q:0", 0)
     box.add(outcome(1))
     box.add(outcome(2))
     answer = box.read(10**6)
@@ -46,7 +46,7 @@ def test_outbox_repeats_until_acknowledged() -> None:
 
 def test_outbox_keeps_what_came_later() -> None:
     """A cursor covers what it came with."""
-    box = Outbox("q:0")
+    box = Outbox("q:0", 0)
     box.add(outcome(1))
     cursor = box.read(10**6).cursor
     box.add(outcome(2))
@@ -57,7 +57,7 @@ def test_outbox_keeps_what_came_later() -> None:
 
 def test_outbox_is_read_in_portions() -> None:
     """One outcome at least, however big, and the cursor covers just those."""
-    box = Outbox("q:0")
+    box = Outbox("q:0", 0)
     for first in range(3):
         box.add(outcome(first, 1_000))
     answer = box.read(1)
@@ -68,7 +68,7 @@ def test_outbox_is_read_in_portions() -> None:
 
 def test_outbox_of_another_epoch() -> None:
     """A foreign cursor, or none, acknowledges nothing."""
-    box = Outbox("q:1")
+    box = Outbox("q:1", 0)
     box.add(outcome(1), kept=7)
     assert box.acknowledge(("q:0", 99)) == []
     assert box.acknowledge(None) == []
@@ -77,7 +77,7 @@ def test_outbox_of_another_epoch() -> None:
 
 def test_outbox_says_what_was_collected() -> None:
     """Of those that are kept: each once."""
-    box = Outbox("q:0")
+    box = Outbox("q:0", 0)
     box.add(outcome(1), kept=7)
     box.add(outcome(2))
     box.add(outcome(3), kept=9)
@@ -88,7 +88,7 @@ def test_outbox_says_what_was_collected() -> None:
 
 def test_a_cursor_from_the_future() -> None:
     """Acknowledges what there is and not what comes."""
-    box = Outbox("q:0")
+    box = Outbox("q:0", 0)
     box.add(outcome(1))
     box.acknowledge(("q:0", 5))
     box.add(outcome(2))

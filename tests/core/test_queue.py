@@ -4,7 +4,7 @@ import pytest
 
 from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
 from daskqueue_core.outcomes import Report
-from daskqueue_core.queue import Accepted, Demand, TransientQueue
+from daskqueue_core.queue import OUTBOX_BYTES, Accepted, Demand, TransientQueue
 from daskqueue_core.testing.clock import ManualClock
 
 SECOND = 10**9
@@ -62,16 +62,38 @@ def test_has_outcomes(queue: TransientQueue) -> None:
     assert not queue.has_outcomes(1)
 
 
-def test_a_client_that_is_gone(queue: TransientQueue) -> None:
-    """Its outcomes go; kept ones stay for others."""
+def test_a_client_that_is_gone(clock: ManualClock) -> None:
+    """Its outcomes go when it has not polled for the results' time to live; what it did not collect stays kept."""
+    queue = TransientQueue(clock=clock, result_ttl=10 * SECOND)
     queue.admit([calls(0, 1, Keep.KEEP)])
     lease = queue.lease(1)
     assert lease is not None
     queue.ack(lease)
-    queue.drop_client(1)
-    queue.drop_client(1)
+    assert queue.next_ready_at() == clock() + 10 * SECOND
+    clock.advance(9)
+    queue.tick()
+    assert queue.has_outcomes(1)
+    clock.advance(1)
+    queue.tick()
     assert not queue.has_outcomes(1)
     assert len(queue.read_kept()[1]) == 1
+
+
+def test_nothing_is_leased_while_results_pile_up(queue: TransientQueue, clock: ManualClock) -> None:
+    """A client that is there and reads more slowly than consumers work holds them back, until it has read; one that
+    is away does not."""
+    queue.admit([calls(0, 10)])
+    lease = queue.lease(1)
+    assert lease is not None
+    queue.settle(lease.id, [Report(*lease.runs[0], values=bytes(OUTBOX_BYTES))])
+    assert queue.lease(1) is None
+    queue.poll(1, queue.poll(1).cursor)
+    lease = queue.lease(1)
+    assert lease is not None
+    queue.settle(lease.id, [Report(*lease.runs[0], values=bytes(OUTBOX_BYTES))])
+    assert queue.lease(1) is None
+    clock.advance(60)
+    assert queue.lease(1) is not None
 
 
 def test_owners(queue: TransientQueue) -> None:

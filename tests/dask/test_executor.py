@@ -117,7 +117,7 @@ def test_keyword_arguments_named_self_and_fn(executor: QueueExecutor) -> None:
 
 
 def test_an_exception_is_the_original_one(executor: QueueExecutor) -> None:
-    """Its type, its arguments, and the remote traceback in the text of its cause or in `traceback`."""
+    """Its type, its arguments, and the remote traceback as text."""
     future = executor.submit(failing, 3)
     with pytest.raises(LookupError) as caught:
         future.result(LIMIT)
@@ -125,7 +125,7 @@ def test_an_exception_is_the_original_one(executor: QueueExecutor) -> None:
     assert "failing" in (future.traceback or "")
 
 
-def test_hang_of_an_exception_that_cannot_be_rebuilt(executor: QueueExecutor) -> None:
+def test_an_exception_that_cannot_be_rebuilt(executor: QueueExecutor) -> None:
     """Its constructor wants more than it pickles: an error all the same, and the executor goes on."""
 
     class Odd(Exception):
@@ -167,12 +167,12 @@ def test_map_of_wrong_sizes(executor: QueueExecutor) -> None:
 
 def test_map_timeout(executor: QueueExecutor) -> None:
     """TimeoutError at the value that is late, counted from the call; those before it are read."""
-    values = executor.map(nap, [0, 0, 3], "abc", timeout=0.5)
+    values = executor.map(nap, [0, 0, 1.2], "abc", timeout=0.5)
     assert [next(values), next(values)] == ["a", "b"]
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         next(values)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 1.0
     assert next(values, "over") == "over"
 
 
@@ -385,28 +385,30 @@ def test_arguments_of_map_are_let_go(executor: QueueExecutor) -> None:
             del thing
 
     values = executor.map(lambda thing: None, inputs())
-    assert all(map(gone, refs))
+    gc.collect()
+    assert not any(ref() for ref in refs)
     assert list(values) == [None] * 50
 
 
 def test_a_value_that_was_read_is_let_go(executor: QueueExecutor) -> None:
     """The iterator of a map holds none that it has yielded."""
-    values = executor.map(make_thing, range(100), timeout=LIMIT)
-    for thing in values:
+    for thing in executor.map(make_thing, range(2000), timeout=LIMIT):
         ref = weakref.ref(thing)
         del thing
-        assert gone(ref)
+        assert ref() is None
 
 
 def test_a_dropped_future_lets_its_value_go(executor: QueueExecutor) -> None:
     """Although the futures that travelled with it live on."""
-    futures = [executor.submit(make_thing, n) for n in range(100)]
+    list(executor.map(make_thing, range(1000), timeout=LIMIT))  # timed from now on: many travel together
+    futures = [executor.submit(make_thing, n) for n in range(1000)]
     refs = [weakref.ref(future.result(LIMIT)) for future in futures]
-    assert not any(map(gone, refs[::40])), "a future keeps its value"
-    for index in (99, 50, 0):
+    assert len({id(ref()) for ref in refs}) == 1000
+    assert all(ref() is future.result() for ref, future in zip(refs, futures)), "a future keeps its value"
+    for index in range(999, 0, -7):
         del futures[index]
-        assert gone(refs[index])
-    assert futures[0].result() is futures[0].result()
+        assert gone(refs[index]) if index > 950 else refs[index]() is None
+    assert futures[0].result() is refs[0]()
 
 
 def test_a_dropped_executor_is_let_go(client: Client) -> None:
@@ -432,8 +434,9 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_a_cluster_of_its_own(eventually: Callable[..., Any], wait: bool) -> None:
+def test_a_cluster_of_its_own(client: Client, eventually: Callable[..., Any], wait: bool) -> None:
     """Without a client; its processes end with it, after the work."""
+    default = default_client()
     executor = QueueExecutor()
     pids = set(executor.map(lambda n: nap(0.05, os.getpid()), range(8), timeout=LIMIT))
     assert os.getpid() not in pids
@@ -443,5 +446,4 @@ def test_a_cluster_of_its_own(eventually: Callable[..., Any], wait: bool) -> Non
         executor.submit(abs, 1)
     assert [future.result(LIMIT) for future in futures] == [0, 1, 2, 3]
     eventually(lambda: not any(map(alive, pids)), LIMIT)
-    with pytest.raises(ValueError):
-        default_client()
+    assert default_client() is default, "its client is nobody else's"

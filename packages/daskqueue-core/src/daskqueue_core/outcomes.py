@@ -78,7 +78,10 @@ class Outbox:
     the client drops what is not pending.
     """
 
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, now: int) -> None:
+        self.nbytes = 0
+        self.read_at = now
+        """When its client polled last, or when it began."""
         self._epoch = epoch
         self._items: deque[tuple[Outcome, int | None]] = deque()  # with the kept number, to be marked collected
         self._number = 0  # of the last outcome acknowledged
@@ -89,6 +92,7 @@ class Outbox:
     def add(self, outcome: Outcome, kept: int | None = None) -> None:
         """Append an outcome; `kept` names its place in `KeptResults`."""
         self._items.append((outcome, kept))
+        self.nbytes += outcome.nbytes
 
     def acknowledge(self, cursor: Cursor | None) -> list[int]:
         """Drop what `cursor` covers. Returns the kept outcomes that were collected by this."""
@@ -97,7 +101,8 @@ class Outbox:
             return collected
         while self._number < cursor[1] and self._items:
             self._number += 1
-            kept = self._items.popleft()[1]
+            outcome, kept = self._items.popleft()
+            self.nbytes -= outcome.nbytes
             if kept is not None:
                 collected.append(kept)
         return collected

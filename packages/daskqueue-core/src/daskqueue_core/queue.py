@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 LEASE_BYTES: Final = 4 << 20
+OUTBOX_BYTES: Final = 64 << 20  # that one client may have to read before nothing more is leased
+AWAY: Final = 60 * 10**9  # a client that polled no later is not waited for
 REPLY_BYTES: Final = 8 << 20
 DEFAULT_TTL: Final = 300 * 10**9
 REMEMBERED_OWNERS: Final = 1000
@@ -285,6 +287,7 @@ class TransientQueue:
     def poll(self, client: int, cursor: Cursor | None = None, limit_bytes: int = REPLY_BYTES) -> Outcomes:
         """The outcomes of `client` after `cursor`, which acknowledges those up to it."""
         outbox = self._outbox(client)
+        outbox.read_at = self._clock()
         collected = outbox.acknowledge(cursor)
         if collected:
             self._kept.collected(collected, self._clock())
@@ -303,14 +306,23 @@ class TransientQueue:
         """Whether `client` has something to read."""
         return bool(self._outboxes.get(client))
 
-    def drop_client(self, client: int) -> None:
-        """`client` is gone for good: nobody will read its outcomes. Kept ones stay."""
-        self._outboxes.pop(client, None)
+    def _is_clogged(self) -> bool:
+        """Whether a client that is there has so much to read that more work would only fill this host's memory."""
+        since = self._clock() - AWAY
+        return any(outbox.nbytes > OUTBOX_BYTES and outbox.read_at > since for outbox in self._outboxes.values())
+
+    def _drop_outboxes(self) -> None:
+        """Clients that did not poll for `result_ttl` are gone: nobody reads their outcomes. Kept ones stay."""
+        ttl = self._kept.ttl
+        if ttl is not None:
+            since = self._clock() - ttl
+            for client in [client for client, outbox in self._outboxes.items() if outbox.read_at <= since]:
+                del self._outboxes[client]
 
     def _outbox(self, client: int) -> Outbox:
         outbox = self._outboxes.get(client)
         if outbox is None:
-            outbox = self._outboxes[client] = Outbox(f"{self.uuid}:{self.epoch}")
+            outbox = self._outboxes[client] = Outbox(f"{self.uuid}:{self.epoch}", self._clock())
         return outbox
 
     # -- consumer
@@ -339,6 +351,8 @@ class TransientQueue:
                 deadline = self._ledger.deadline(owner) or 0
                 runs = self._ledger.held(held.id)  # the payloads of what has ended may be gone
                 return Lease(held.id, request, self._parts(runs, have), deadline, held.once)
+        if self._is_clogged():
+            return None
         choose = None if demand is None else self._chooser(limit, demand)
         event = self._ledger.decide_lease(limit, owner, self._clock(), ttl, request=request, once=once, choose=choose)
         if event is None:
@@ -504,10 +518,14 @@ class TransientQueue:
     def next_ready_at(self) -> int | None:
         """When `tick` has something to do next."""
         times = [at for at in (self._ledger.next_at(), self._kept.next_at()) if at is not None]
+        ttl = self._kept.ttl
+        if ttl is not None:
+            times += [outbox.read_at + ttl for outbox in self._outboxes.values() if outbox]
         return min(times, default=None)
 
     def tick(self) -> None:
-        """Do what time brings: leases of silent owners end, kept results expire."""
+        """Do what time brings: leases of silent owners end, kept results expire, absent clients are forgotten."""
+        self._drop_outboxes()
         while events := self._ledger.decide_due(self._clock()):
             for event in events:
                 self._apply_ends(event)

@@ -14,7 +14,7 @@ from daskqueue.client.session import Session
 from daskqueue.client.submitter import Owner
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue_core.errors import DaskQueueError
-from daskqueue_core.outcomes import Outcome
+from daskqueue_core.outcomes import Outcome, Outcomes
 from daskqueue_core.producer import ProducerStream
 
 __all__ = ["Collector"]
@@ -83,12 +83,16 @@ class Collector:
                 return
             if stream.uuid != uuid:  # replaced meanwhile: what it says is about another life
                 continue
-            for delivery in stream.receive(answer):
-                if delivery.sink.keeps:
-                    self._remember(delivery.outcome)
-                delivery.sink.deliver(delivery)
+            self._deliver(stream, answer)
+            del answer  # the next poll may take long: nothing is held meanwhile
             if self._quiet and not any(stream.pending for stream in self._streams):
                 self._release_quiet()
+
+    def _deliver(self, stream: ProducerStream, answer: Outcomes) -> None:
+        for delivery in stream.receive(answer):
+            if delivery.sink.keeps:
+                self._remember(delivery.outcome)
+            delivery.sink.deliver(delivery)
 
     def _release_quiet(self) -> None:
         for quiet in self._quiet:

@@ -66,8 +66,11 @@ class QueueExecutor(Executor):
             raise
 
     def _own_cluster(self) -> Client:
-        cluster = LocalCluster(dashboard_address=None)
-        client = Client(cluster)
+        cluster = LocalCluster(
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": ":0"},  # else it warns when another cluster has the default port
+        )
+        client = Client(cluster, set_as_default=False)
         self._owned = [client, cluster]
         return client
 

@@ -25,6 +25,7 @@ from daskqueue_core.producer import Delivery
 __all__ = ["FutureSink", "Home", "Sink", "TaskFuture", "task_key"]
 
 _DONE: Final = frozenset({CANCELLED_AND_NOTIFIED, FINISHED})
+_awaited: Final[set[TaskFuture]] = set()  # pending, with callbacks: a batch alone would not hold them
 
 
 def task_key(client: int, number: int) -> str:
@@ -88,7 +89,8 @@ class TaskFuture(Future):  # type: ignore[type-arg]
     @property
     def traceback(self) -> str | None:
         """The remote traceback of a task that failed, as text; None before, and for one that succeeded."""
-        return None if self._piece is None else self._piece.text(self._index)
+        piece = self._piece
+        return None if piece is None else piece.text(self._index)
 
     def __repr__(self) -> str:
         state = "pending" if self._state == PENDING else "cancelled" if self.cancelled() else "finished"
@@ -110,6 +112,16 @@ class TaskFuture(Future):  # type: ignore[type-arg]
         """As `cancel`, with its answer, on the client's event loop."""
         return self.cancelled() or (self._state not in _DONE and await self._home.cancel_future_async(self))
 
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call `fn(future)` when the task has ended: in a thread of ours, or here and now if it has already."""
+        with self._condition:
+            pending = self._state not in _DONE
+            if pending:
+                self._done_callbacks.append(fn)
+                _awaited.add(self)
+        if not pending:
+            super().add_done_callback(fn)
+
     def result(self, timeout: float | None = None) -> Any:
         """The value, or the exception raised; `TimeoutError` after `timeout` seconds."""
         try:
@@ -125,12 +137,23 @@ class TaskFuture(Future):  # type: ignore[type-arg]
         self._await(timeout)
         if self._state == CANCELLED_AND_NOTIFIED:
             raise CancelledError
-        if self._exception is None and self._piece is not None and self._piece.failed(self._index):
-            self._exception = self._piece.error(self._index)
+        piece = self._piece
+        if self._exception is None and piece is not None and piece.failed(self._index):
+            self._exception = piece.error(self._index)
         return self._exception
 
     def _value(self) -> Any:
-        return self._piece.value(self._index) if self._piece is not None else self._result
+        piece = self._piece
+        if piece is None:
+            return self._result
+        value = piece.value(self._index)
+        if piece.given:
+            if self._piece is None:  # another thread has taken it meanwhile
+                return self._result
+            self._result = value
+            self._piece = None
+            piece.let_go(self._index)
+        return value
 
     def _await(self, timeout: float | None) -> None:
         """A loop: the Condition is shared, so another's end wakes this too."""
@@ -158,7 +181,10 @@ class TaskFuture(Future):  # type: ignore[type-arg]
             self._state = FINISHED
             for waiter in self._waiters:
                 (waiter.add_exception if piece.failed(index) else waiter.add_result)(self)
-        return bool(self._done_callbacks)
+        if not self._done_callbacks:
+            return False
+        _awaited.discard(self)
+        return True
 
     def _call_back(self) -> None:
         self._home.callbacks.call(self._invoke_callbacks)  # type: ignore[attr-defined]
@@ -175,7 +201,7 @@ class FutureSink:
 
     def deliver(self, delivery: Delivery) -> None:
         """These messages ended."""
-        piece = Piece(delivery.outcome)
+        piece = Piece(delivery.outcome, given=True)
         for lo, hi in delivery.runs:
             self._finish(delivery.shift + lo, delivery.shift + hi, piece, lo)
 

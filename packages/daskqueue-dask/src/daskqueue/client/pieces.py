@@ -28,25 +28,35 @@ class Values:
 
     def get(self, index: int) -> Any:
         """The value at `index`; raises ResultLoadError."""
-        return self.all()[index] if self._values is not None or self._blob else None
+        return self.all()[index]
 
     def all(self) -> list[Any]:
         """All of them."""
+        blob = self._blob  # looked at first: another thread that finds it gone finds the values
         values = self._values
         if values is None:
-            blob = self._blob
             values = self._values = decode_values(blob if blob is not None else b"")
             self._blob = None
         return values
 
+    def let_go(self, index: int) -> None:
+        """The value at `index` is not asked for again."""
+        if self._values is not None:
+            self._values[index] = None
+
 
 class Piece:
-    """An outcome with its values shared by all who read it."""
+    """An outcome with its values shared by all who read it.
 
-    __slots__ = ("_errors", "_values", "end")
+    Of one that is `given`, each value is asked for by one reader, who keeps it and then lets go of it here: so nobody
+    holds a value because he holds another of the same run.
+    """
 
-    def __init__(self, outcome: Outcome) -> None:
+    __slots__ = ("_errors", "_values", "end", "given")
+
+    def __init__(self, outcome: Outcome, *, given: bool = False) -> None:
         self.end = outcome.end
+        self.given = given
         self._errors = {index: (blob, text) for index, blob, text in outcome.errors} if outcome.errors else {}
         self._values = Values(outcome.values) if outcome.values else None
 
@@ -71,6 +81,11 @@ class Piece:
     def value(self, index: int) -> Any:
         """The value of message `index`, which has one."""
         return None if self._values is None else self._values.get(index)
+
+    def let_go(self, index: int) -> None:
+        """The reader of message `index` has its value."""
+        if self._values is not None:
+            self._values.let_go(index)
 
     def values(self, lo: int, hi: int) -> list[Any] | None:
         """Values of messages `lo` to `hi` if they all have one."""

@@ -10,7 +10,9 @@ import asyncio
 import threading
 import weakref
 from array import array
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from daskqueue.client.futures import Home, TaskFuture
@@ -80,8 +82,9 @@ class TaskBatch(Sequence[TaskFuture]):
             self._done += hi - lo
             self._failed += failed
             if self._futures:
-                for index, future in list(self._futures.items()):
-                    if lo <= index < hi and future._end(piece, index - shift):
+                for index in self._touched(lo, hi):
+                    future = self._futures.get(index)
+                    if future is not None and future._end(piece, index - shift):
                         called.append(future)
             self._condition.notify_all()
         for future in called:
@@ -91,6 +94,12 @@ class TaskBatch(Sequence[TaskFuture]):
                 if not news.done():
                     news.set_result(None)
             self._news.clear()
+
+    def _touched(self, lo: int, hi: int) -> Sequence[int]:
+        """The tasks from `lo` to `hi` that may have a future."""
+        if hi - lo <= len(self._futures):
+            return range(lo, hi)
+        return [index for index in list(self._futures) if lo <= index < hi]
 
     # -- for its user
 
@@ -119,10 +128,8 @@ class TaskBatch(Sequence[TaskFuture]):
             return future
 
     def _number(self, index: int) -> int:
-        for first, number in reversed(self._numbers):
-            if first <= index:
-                return number + index - first
-        raise IndexError(index)
+        first, number = self._numbers[bisect_right(self._numbers, index, key=itemgetter(0)) - 1]
+        return number + index - first
 
     def __iter__(self) -> Iterator[TaskFuture]:
         """Futures as they complete."""

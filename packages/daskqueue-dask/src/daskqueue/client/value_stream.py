@@ -74,7 +74,7 @@ class ValueStream:
 
     def values(self, submit: Submit | None, buffersize: int | None, timeout: float | None) -> ValueIterator:
         """Values in order. `submit` adds tasks while fewer than `buffersize` are out; without it all are submitted."""
-        return ValueIterator(self._runs(submit, buffersize, timeout))
+        return ValueIterator(self._runs(submit, buffersize, timeout), self._abandon)
 
     def _runs(
         self, submit: Submit | None, buffersize: int | None, timeout: float | None
@@ -82,7 +82,10 @@ class ValueStream:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             for _ in self._turns(submit, buffersize):
-                yield self._next_run(self._await(deadline, timeout))
+                values, error = self._next_run(self._await(deadline, timeout))
+                yield values
+                if error is not None:
+                    raise error
         finally:
             self._abandon()
 
@@ -100,8 +103,11 @@ class ValueStream:
                         await asyncio.wait_for(news, None if deadline is None else deadline - time.monotonic())
                     except asyncio.TimeoutError:
                         raise self._late(timeout) from None
-                for value in self._next_run(self._arrived.pop(self._read)):
+                values, error = self._next_run(self._arrived.pop(self._read))
+                for value in values:
                     yield value
+                if error is not None:
+                    raise error
         finally:
             self._abandon()
 
@@ -130,30 +136,35 @@ class ValueStream:
     def _late(self, timeout: float | None) -> TimeoutError:
         return TimeoutError(f"task {self._read} of a map has not ended within {timeout} s")
 
-    def _next_run(self, run: tuple[int, Piece, int]) -> Iterable[Any]:
+    def _next_run(self, run: tuple[int, Piece, int]) -> tuple[Iterable[Any], BaseException | None]:
+        """The values up to the first error, and that."""
         stop, piece, shift = run
         start, self._read = self._read, stop
+        error: BaseException | None = None
         values = piece.values(start - shift, stop - shift)
-        return values if values is not None else _until_error(piece, start - shift, stop - shift)
+        if values is None:
+            values = []
+            for at in range(start - shift, stop - shift):
+                error = piece.error(at)
+                if error is not None:
+                    break
+                values.append(piece.value(at))
+        values.reverse()  # each is let go of when it is yielded
+        return itertools.starmap(values.pop, itertools.repeat((), len(values))), error
 
     def _abandon(self) -> None:
         if self._read < self._size:
+            self._read = self._size
+            self._arrived.clear()
             self._home.abandon(self)
-
-
-def _until_error(piece: Piece, lo: int, hi: int) -> Iterator[Any]:
-    for at in range(lo, hi):
-        error = piece.error(at)
-        if error is not None:
-            raise error
-        yield piece.value(at)
 
 
 class ValueIterator(Iterator[Any]):
     """What `map` returns. Iterating runs in C from value to value; `close` cancels what has not ended."""
 
-    def __init__(self, runs: Generator[Iterable[Any], None, None]) -> None:
+    def __init__(self, runs: Generator[Iterable[Any], None, None], abandon: Callable[[], None]) -> None:
         self._runs = runs
+        self._abandon = abandon
         self._values: Iterator[Any] = itertools.chain.from_iterable(runs)
 
     def __iter__(self) -> Iterator[Any]:
@@ -166,3 +177,4 @@ class ValueIterator(Iterator[Any]):
         """Nothing more will be read."""
         self._values = iter(())
         self._runs.close()
+        self._abandon()  # a generator that was never asked for anything does nothing when it is closed

@@ -146,7 +146,7 @@ class QueueActor:
         """The outcomes of `client` after `cursor`; waits up to `wait` seconds for the first."""
         kwargs = {} if limit_bytes is None else {"limit_bytes": limit_bytes}
         answer = self.queue.poll(client, cursor, **kwargs)
-        self._arm()
+        self._wake()  # what was acknowledged made room
         if answer.outcomes or wait <= 0:
             return answer
         older = self._polls.pop(client, None)
