@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,16 @@ def process_pool() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(abs, range(1000)))
         yield pool
+
+
+@pytest.fixture(scope="session")
+def loky_pool() -> Iterator[Executor]:
+    """The executor of joblib."""
+    loky = pytest.importorskip("loky")
+    pool = loky.get_reusable_executor(max_workers=WORKERS, timeout=600)
+    list(pool.map(abs, range(100)))
+    yield pool
+    pool.shutdown()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

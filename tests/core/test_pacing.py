@@ -97,6 +97,17 @@ def test_the_next_lease_is_fetched_just_before_the_end() -> None:
     assert pacer.prefetch_after(b"f", 200) is None
 
 
+def test_large_results_make_short_leases() -> None:
+    """4 MiB of results at most; a smaller figure is believed by halves."""
+    pacer = Pacer()
+    pacer.observe(b"f", 1000, 0.001, 1000 << 20)
+    assert pacer.wants(1) == {b"f": 4}
+    pacer.observe(b"f", 1000, 0.001, 0)
+    assert pacer.wants(2) == {b"f": 16}
+    pacer.observe(b"f", 1, 0.000001, 100 << 20)
+    assert pacer.wants(1) == {b"f": 1}
+
+
 def test_overstay() -> None:
     """Four times the estimate, and 100 ms at least."""
     assert timed(1.0).overstay_after(b"f", 2) == pytest.approx(8.0)

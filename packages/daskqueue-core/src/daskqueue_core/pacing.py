@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-__all__ = ["CAP", "FUNCTIONS", "OVERSTAY_FACTOR", "OVERSTAY_S", "PREFETCH_S", "TARGET_S", "Pacer"]
+__all__ = ["CAP", "FUNCTIONS", "OVERSTAY_FACTOR", "OVERSTAY_S", "PREFETCH_S", "RESULT_BYTES", "TARGET_S", "Pacer"]
 
 TARGET_S: Final = 0.025
 PREFETCH_S: Final = 0.010  # before its end
 OVERSTAY_FACTOR: Final = 4.0
 OVERSTAY_S: Final = 0.1
 CAP: Final = 32_000
+RESULT_BYTES: Final = 4 << 20
 FUNCTIONS: Final = 64
 _SHORTEST_S: Final = 2e-8
 
@@ -27,9 +28,10 @@ class Pacer:
 
     def __init__(self) -> None:
         self._seconds: OrderedDict[bytes, float] = OrderedDict()
+        self._nbytes: dict[bytes, float] = {}  # of results, a message
 
-    def observe(self, function: bytes, count: int, seconds: float) -> None:
-        """`count` messages of `function` took `seconds` on one slot.
+    def observe(self, function: bytes, count: int, seconds: float, nbytes: int = 0) -> None:
+        """`count` messages of `function` took `seconds` on one slot, and gave `nbytes` of results.
 
         A slower figure is believed at once by half (it protects the neighbours), a faster one comes in by halves: a
         first call that imported a module does not make the function slow for ever.
@@ -42,8 +44,9 @@ class Pacer:
             per = max(per, old / 2) if per < old else (min(per, 8 * old) + old) / 2
         self._seconds[function] = per
         self._seconds.move_to_end(function)
+        self._nbytes[function] = max(nbytes / count, self._nbytes.get(function, 0.0) / 2)
         if len(self._seconds) > FUNCTIONS:
-            self._seconds.popitem(last=False)
+            del self._nbytes[self._seconds.popitem(last=False)[0]]
 
     def estimate(self, function: bytes, count: int) -> float | None:
         """Seconds that `count` messages of `function` should take on one slot; None if it was never timed."""
@@ -51,9 +54,16 @@ class Pacer:
         return None if per is None else per * count
 
     def wants(self, slots: int, cap: int | None = None) -> dict[bytes, int]:
-        """How many messages of each known function make `TARGET_S` of work on each of `slots` slots."""
+        """How many messages of each known function make `TARGET_S` of work on each of `slots` slots.
+
+        Fewer if their results would be more than `RESULT_BYTES`.
+        """
         most = CAP if cap is None else max(1, min(CAP, cap))
-        return {function: max(1, min(most, int(TARGET_S / per))) * slots for function, per in self._seconds.items()}
+        wants = {}
+        for function, per in self._seconds.items():
+            room = RESULT_BYTES / max(self._nbytes[function], 1.0)
+            wants[function] = max(1, min(most, int(TARGET_S / per), int(room))) * slots
+        return wants
 
     def prefetch_after(self, function: bytes, count: int) -> float | None:
         """Seconds into a run of `count` messages after which the next lease may be fetched; None: not while it runs.

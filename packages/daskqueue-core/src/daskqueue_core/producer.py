@@ -119,6 +119,11 @@ class ProducerStream:
         return len(self._unanswered)
 
     @property
+    def under_way(self) -> set[int]:
+        """First numbers of the batches in puts without an answer: whether they are in the queue is not known."""
+        return {batch.first for put in self._unanswered.values() for batch in put.batches if batch.keep != Keep.NONE}
+
+    @property
     def idle(self) -> bool:
         """Whether everything offered was accepted."""
         return not self._offered and not self._unanswered
@@ -194,6 +199,44 @@ class ProducerStream:
         lost = [self._drop(batch) for batch in put.batches]
         self._fresh_id()
         self._offer_first(later)
+        return lost
+
+    def take_back(self, first: int, lo: int, hi: int) -> LostBatch | None:
+        """Messages `lo` to `hi` of the batch `first` are not to be put. None: it was sent, perhaps.
+
+        Their neighbours stay where they are in the order.
+        """
+        for at, batch in enumerate(self._offered):
+            if batch.first == first and batch.keep != Keep.NONE and first in self._pending:
+                break
+        else:
+            return None
+        sink, shift = self._pending[first].sink, self._pending[first].shift
+        unfinished = self._pending[first].unfinished()
+        parts = {}
+        for start, stop in [*_within(unfinished, 0, lo), *_within(unfinished, hi, batch.count)]:
+            part = batch.cut(start, stop)
+            parts[part.first] = _Pending(part, sink, shift + start)
+        pending: dict[int, _Pending] = {}
+        for number, other in self._pending.items():
+            pending.update(parts if number == first else {number: other})
+        self._pending = pending
+        del self._offered[at]
+        for place, entry in enumerate(parts.values(), at):
+            self._offered.insert(place, entry.batch)
+        return LostBatch(sink, shift, tuple(_within(unfinished, lo, hi)), batch.resent)
+
+    def take_back_all(self, sink: Any) -> list[LostBatch]:
+        """Nothing of a sink (None: of any) is to be put; returns what was not sent yet."""
+        lost: list[LostBatch] = []
+        kept: deque[Batch] = deque()
+        for batch in self._offered:
+            pending = self._pending.get(batch.first) if batch.keep != Keep.NONE else None
+            if pending is not None and (sink is None or pending.sink is sink):
+                lost.append(self._drop(batch))
+            else:
+                kept.append(batch)
+        self._offered = kept
         return lost
 
     def _drop(self, batch: Batch) -> LostBatch:
@@ -299,3 +342,8 @@ class ProducerStream:
 
     def _offer_first(self, batches: Sequence[Batch]) -> None:
         self._offered.extendleft(reversed(batches))
+
+
+def _within(runs: Sequence[Run], lo: int, hi: int) -> list[Run]:
+    """What of `runs` lies in `lo` to `hi`."""
+    return [(max(start, lo), min(stop, hi)) for start, stop in runs if start < hi and lo < stop]

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Collection, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Final
 
 from daskqueue.client.collector import Collector
@@ -208,7 +209,7 @@ class PoolConnection:
         """As `cancel_future`, on the event loop."""
         if self.submitter.withdraw(future):
             return True
-        return self.error is None and await _within(self._cancel_number(future.number), CANCEL_S) > 0
+        return self.error is None and await self._within(self._cancel_number(future.number), CANCEL_S) > 0
 
     def abandon(self, sink: Sink) -> None:
         """Nobody reads this any more: cancel what is left of it, without waiting."""
@@ -226,25 +227,72 @@ class PoolConnection:
         if self.session.on_loop:
             self.session.spawn(work)
             return 0
-        return self.session.run(_within(work, CANCEL_S))
+        return self.session.run(self._within(work, CANCEL_S))
 
     async def _cancel_number(self, number: int) -> int:
-        await self.submitter.flush()
+        self.submitter.offer()
+        while (found := self._locate(number)) is not None:
+            index, first, at = found
+            stream = self.streams[index]
+            lost = stream.take_back(first, at, at + 1)
+            if lost is not None:
+                return self._taken_back([lost])
+            if first not in stream.under_way:
+                return await self._cancel_tasks(index, [(first, at, at + 1)])
+            await self.submitter.answered()
+        return 0
+
+    def _locate(self, number: int) -> tuple[int, int, int] | None:
         for index, stream in enumerate(self.streams):
             found = stream.locate(number)
             if found is not None:
-                return await self._cancel_tasks(index, [(found[0], found[1], found[1] + 1)])
-        return 0
+                return index, *found
+        return None
 
     async def cancel_all(self, sink: Sink | None) -> int:
-        """Cancel what is left of `sink` (None: of everything submitted here); how many ended by it at once."""
-        await self.submitter.flush()
-        count = 0
-        for index, stream in enumerate(self.streams):
-            tasks = [(first, 0, size) for first, size in stream.pending_of(sink)]
-            for at in range(0, len(tasks), CANCEL_BATCHES):
-                count += await self._cancel_tasks(index, tasks[at : at + CANCEL_BATCHES])
+        """Cancel what is left of `sink` (None: of everything submitted here); how many ended by it at once.
+
+        What was not sent is taken back, so that a full queue takes nothing that is to be cancelled. What is under way
+        is cancelled when its put is answered: the cancelled ones before it make room.
+        """
+        count = self.submitter.take_back(sink)
+        asked: set[int] = set()
+        while self.error is None:
+            count += self._taken_back([lost for stream in self.streams for lost in stream.take_back_all(sink)])
+            under_way = False
+            for index, stream in enumerate(self.streams):
+                unknown, pending = stream.under_way, stream.pending_of(sink)
+                under_way |= any(first in unknown for first, _ in pending)
+                tasks = [(first, 0, size) for first, size in pending if first not in unknown and first not in asked]
+                asked.update(first for first, _, _ in tasks)
+                for at in range(0, len(tasks), CANCEL_BATCHES):
+                    count += await self._cancel_tasks(index, tasks[at : at + CANCEL_BATCHES])
+            if not under_way:
+                break
+            if not any(first in stream.under_way for stream in self.streams for first, _ in stream.pending_of(sink)):
+                continue  # answered meanwhile
+            await self.submitter.answered()
         return count
+
+    async def cancel_everything(self) -> None:
+        """Before the end: as `cancel_all`, but what waits for room does not keep the end waiting for ever."""
+        await self._within(self.cancel_all(None), CANCEL_S)
+
+    def _taken_back(self, lost: Sequence[LostBatch]) -> int:
+        """These were never sent; how many messages that were."""
+        for batch in lost:
+            for lo, hi in batch.runs:
+                batch.sink.lose(batch.shift + lo, batch.shift + hi, CancelledError())
+        if lost:
+            self.submitter.taken_back()
+            self.collector.check_quiet()
+        return sum(hi - lo for batch in lost for lo, hi in batch.runs)
+
+    async def _within(self, work: Coroutine[Any, Any, int], seconds: float) -> int:
+        """What `work` returns, or 0 after so many seconds; it goes on then."""
+        task = self.session.spawn(work)
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        return task.result() if done else 0
 
     async def _cancel_tasks(self, index: int, tasks: list[tuple[int, int, int]]) -> int:
         stream = self.streams[index]
@@ -322,10 +370,3 @@ class PoolConnection:
         self._kept.expire(time.monotonic_ns())
         _, ours = self._kept.read(0, 1 << 62)
         return out + ours
-
-
-async def _within(work: Coroutine[Any, Any, int], seconds: float) -> int:
-    try:
-        return await asyncio.wait_for(work, seconds)
-    except asyncio.TimeoutError:
-        return 0

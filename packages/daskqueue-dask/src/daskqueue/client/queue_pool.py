@@ -296,7 +296,7 @@ class QueuePool:
         connection = self._connection
         if self._session.alive:
             if cancel_futures:
-                await connection.cancel_all(None)
+                await connection.cancel_everything()
             with contextlib.suppress(QueueLost, PoolClosed, OSError):
                 kinds = await self._served() if wait else ()
                 if kinds and cancel_futures:

@@ -104,21 +104,22 @@ class Session:
             try:
                 return future.result(LOOK_S)
             except concurrent.futures.TimeoutError:
-                if future.done():
-                    raise
+                if future.done():  # it ended just now, or with a TimeoutError of its own
+                    return future.result()
                 if not self.loop.is_running():
                     raise PoolClosed("the Dask client's event loop has stopped: make a new Client") from None
             except BaseException:
                 future.cancel()
                 raise
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run `coroutine` on the event loop, from the event loop; nobody waits for it."""
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `coroutine` on the event loop, from the event loop; nobody has to wait for it."""
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    def soon(self, callback: Callable[..., None], *args: Any) -> None:
+    def soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback` on the client's event loop."""
         try:
             self.loop.call_soon_threadsafe(callback, *args)

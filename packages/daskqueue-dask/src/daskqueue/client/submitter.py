@@ -89,6 +89,7 @@ class Submitter:
         self._accepted: dict[int, asyncio.Future[None]] = {}  # id of a batch -> who waits for it
         self._idle: list[asyncio.Future[None]] = []
         self._capacity: list[asyncio.Future[None]] = []
+        self._answers: list[asyncio.Future[None]] = []
         self._error: BaseException | None = None
         self._refusal: BaseException | None = None  # what was taken is still sent
 
@@ -133,7 +134,7 @@ class Submitter:
         """Called with the lock held; the queues' hosts or the network are slower than the caller."""
         if self._session.on_loop:
             return
-        while self._error is None and self._is_full():
+        while self._refusal is None and self._is_full():
             self._room.wait(1.0)
             if not self._session.loop.is_running():
                 raise DaskQueueError("the Dask client's event loop has stopped: make a new Client, and a new pool")
@@ -225,7 +226,15 @@ class Submitter:
     def _go_on(self) -> None:
         self._wake()
         if self._idle and self._is_idle():
-            self._release_idle()
+            _release(self._idle)
+        _release(self._answers)
+
+    async def answered(self) -> None:
+        """Wait until a put that is under way is answered, or something else has changed."""
+        if self._error is None:
+            answer = asyncio.get_running_loop().create_future()
+            self._answers.append(answer)
+            await answer
 
     def _refuse(self, index: int, put: PutRequest) -> None:
         """The queue is full, and whoever submitted asked to hear of it."""
@@ -238,8 +247,7 @@ class Submitter:
             waiting = self._accepted.get(id(batch))
             if waiting is not None and not waiting.done():
                 waiting.set_exception(error)
-        self.recount()
-        self._go_on()
+        self.taken_back()
 
     def _done(self, put: PutRequest) -> None:
         nbytes = 0
@@ -251,11 +259,11 @@ class Submitter:
         with self._lock:
             self._buffered_bytes -= nbytes
             self._room.notify_all()
+        self._release_capacity()
+
+    def _release_capacity(self) -> None:
         if self._capacity and not self._is_full():
-            for room in self._capacity:
-                if not room.done():
-                    room.set_result(None)
-            self._capacity.clear()
+            _release(self._capacity)
 
     async def wait_capacity(self) -> None:
         """Wait until the buffer has room."""
@@ -267,19 +275,42 @@ class Submitter:
     def _is_full(self) -> bool:
         return self._buffered_bytes > BUFFER_BYTES or len(self._calls) >= self._most_calls
 
-    def _release_idle(self) -> None:
-        for idle in self._idle:
-            if not idle.done():
-                idle.set_result(None)
-        self._idle.clear()
-
     def recount(self) -> None:
-        """A queue was lost and its batches are offered again: count anew what is buffered."""
+        """Something left the streams without being accepted, or came back to them: count anew what is buffered."""
         with self._lock:
             self._buffered_bytes = sum(len(call.body) for call in self._calls)
             self._buffered_bytes += sum(len(batch.body) for batch, _, _ in self._batches)
             self._buffered_bytes += sum(stream.unaccepted_bytes for stream in self._streams)
             self._room.notify_all()
+        self._release_capacity()
+
+    def offer(self) -> None:
+        """Hand what was submitted to the streams."""
+        self._wake()
+
+    def take_back(self, sink: Sink | None) -> int:
+        """Cancel what of a sink (None: of any) is still in the buffer; how many messages that were."""
+        calls: deque[_Call] = deque()
+        batches: list[tuple[Batch, Sink, int]] = []
+        with self._lock:
+            if sink is None:
+                calls, self._calls = self._calls, calls
+            for _ in range(len(self._batches)):
+                batch, of, shift = self._batches.popleft()
+                if of is not None and (sink is None or sink is of):
+                    batches.append((batch, of, shift))
+                else:
+                    self._batches.append((batch, of, shift))
+        for call in calls:
+            FutureSink([call.future]).lose(0, 1, CancelledError())
+        for batch, of, shift in batches:
+            of.lose(shift, shift + batch.count, CancelledError())
+        return len(calls) + sum(batch.count for batch, _, _ in batches)
+
+    def taken_back(self) -> None:
+        """The streams have less to send."""
+        self.recount()
+        self._go_on()
 
     def withdraw(self, future: TaskFuture) -> bool:
         """Take a call back that is still in the buffer. False: it is not there any more."""
@@ -299,6 +330,7 @@ class Submitter:
         """Whoever submits from now on gets `error`."""
         with self._lock:
             self._refusal = error
+            self._room.notify_all()
 
     def close(self, error: BaseException, outcome: BaseException) -> None:
         """Whoever submits from now on gets `error`; what was not offered yet ends with `outcome`."""
@@ -310,12 +342,20 @@ class Submitter:
         for waiting in self._accepted.values():
             if not waiting.done():
                 waiting.set_exception(error)
-        self._release_idle()
+        for waiting_list in (self._idle, self._answers, self._capacity):
+            _release(waiting_list)
         for call in calls:
             FutureSink([call.future]).lose(0, 1, outcome)
         for batch, sink, shift in batches:
             if sink is not None:
                 sink.lose(shift, shift + batch.count, outcome)
+
+
+def _release(waiting: list[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
+    waiting.clear()
 
 
 def _gather(calls: deque[_Call], client: int, most: int) -> tuple[Batch, FutureSink]:

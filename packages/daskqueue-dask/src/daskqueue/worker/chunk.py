@@ -31,6 +31,7 @@ class Chunk:
         self.prefetch: asyncio.TimerHandle | None = None
         self.executed = 0
         self.seconds = 0.0
+        self.nbytes = 0  # of values
         self._shares = shares
         self._at = 0  # the share that runs
         self._reports: deque[Report] = deque()  # not handed out yet
@@ -88,6 +89,7 @@ class Chunk:
             self._add(at, report)
             self.executed += report.start + report.executed
             self.seconds += report.seconds
+            self.nbytes += len(report.values)
         self._at = at + 1
 
     def _add(self, at: int, report: JobReport) -> None:

@@ -355,7 +355,7 @@ class ConsumerActor:
         else:
             reports = running.result()
             if chunk.executed:
-                self._pacer.observe(chunk.function, chunk.executed, chunk.seconds)
+                self._pacer.observe(chunk.function, chunk.executed, chunk.seconds, chunk.nbytes)
         if reports:
             self._reports.setdefault(chunk.index, []).append((chunk.uuid, chunk.lease, reports))
         self._pump()
