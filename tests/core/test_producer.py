@@ -409,6 +409,87 @@ def test_a_refusal_that_is_not_news(stream: ProducerStream) -> None:
     assert said_again(stream) == [(0, 1), (1, 2)]
 
 
+# -- what is taken back
+
+
+SINKS = ["sink 0", "sink 1", "sink 2"]
+
+
+def waiting(*sizes: int) -> ProducerStream:
+    """A stream with batches of these sizes that wait behind a put without an answer; each with a sink of its own."""
+    stream = known(new_stream(window=1))
+    stream.offer(calls(900), "under way")
+    put(stream)
+    first = 0
+    for n, size in enumerate(sizes):
+        stream.offer(calls(first, size), SINKS[n], shift=100 * n)
+        first += size
+    return stream
+
+
+def test_one_is_taken_back() -> None:
+    """Its neighbours go out in their places, and their outcomes find their sink."""
+    stream = waiting(2, 10, 3)
+    assert stream.take_back(2, 4, 5) == LostBatch("sink 1", 100, ((4, 5),), 0)
+    assert stream.pending == 5
+    assert stream.locate(6) is None
+    stream.accepted(PutRequest(100, 1, ()))
+    went = [(batch.first, batch.count, batch.offset) for batch in put(stream).batches]
+    assert went == [(0, 2, 0), (2, 4, 0), (7, 5, 5), (12, 3, 0)]
+    [news] = stream.receive(answer(Outcome(7, 0, 5)))
+    assert (news.sink, news.shift) == ("sink 1", 105)
+
+
+def test_ends_are_taken_back() -> None:
+    """The first, the last, a whole batch."""
+    stream = waiting(3, 3, 1)
+    assert stream.take_back(0, 0, 1) == LostBatch("sink 0", 0, ((0, 1),), 0)
+    assert stream.take_back(3, 2, 3) == LostBatch("sink 1", 100, ((2, 3),), 0)
+    assert stream.take_back(6, 0, 1) == LostBatch("sink 2", 200, ((0, 1),), 0)
+    assert stream.pending_of(None) == [(900, 1), (1, 2), (3, 2)]
+
+
+def test_taken_back_twice() -> None:
+    """It is not there any more."""
+    stream = waiting(3)
+    assert stream.take_back(0, 1, 2) is not None
+    assert stream.locate(1) is None
+    assert stream.take_back(0, 1, 2) == LostBatch("sink 0", 0, (), 0)
+
+
+def test_what_was_sent_is_not_taken_back() -> None:
+    """It may be in the queue: `under_way` says so until the put is answered."""
+    stream = waiting(3)
+    assert stream.under_way == {900}
+    assert stream.take_back(900, 0, 1) is None
+    assert stream.take_back_all("under way") == []
+    stream.accepted(PutRequest(100, 1, ()))
+    assert stream.under_way == set()
+    assert stream.take_back(900, 0, 1) is None
+
+
+def test_order_after_one_was_taken_back() -> None:
+    """What is put again after a loss keeps the order of submission."""
+    stream = waiting(3, 3)
+    stream.take_back(0, 1, 2)
+    stream.accepted(PutRequest(100, 1, ()))
+    put(stream)
+    stream.queue_lost("life-1", resubmit=True)
+    assert said_again(stream) == [(900, 901), (0, 1), (2, 3), (3, 6)]
+
+
+def test_a_sink_is_taken_back() -> None:
+    """All that was not sent of it; None: of everybody, but not items, which have nobody to tell."""
+    stream = waiting(3, 3, 3)
+    stream.offer(items(5))
+    assert stream.take_back_all(SINKS[1]) == [LostBatch("sink 1", 100, ((0, 3),), 0)]
+    assert stream.take_back_all(SINKS[1]) == []
+    assert stream.take_back_all(None) == [LostBatch("sink 0", 0, ((0, 3),), 0), LostBatch("sink 2", 200, ((0, 3),), 0)]
+    assert stream.pending_of(None) == [(900, 1)]
+    stream.accepted(PutRequest(100, 1, ()))
+    assert [batch.count for batch in put(stream).batches] == [5]
+
+
 # -- losses
 
 

@@ -327,7 +327,7 @@ def test_after_shutdown(client: Client) -> None:
 @pytest.mark.parametrize("option", ["max_workers", "n_consumers"])
 def test_no_workers(client: Client, count: int, option: str) -> None:
     """Refused, in the standard library's words."""
-    with pytest.raises(ValueError, match="^max_workers must be greater than 0$"):
+    with pytest.raises(ValueError, match=r"^max_workers must be greater than 0$"):
         QueueExecutor(client, **{option: count})
 
 

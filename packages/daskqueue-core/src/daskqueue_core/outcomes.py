@@ -107,6 +107,10 @@ class Outbox:
                 collected.append(kept)
         return collected
 
+    def kept(self) -> list[int]:
+        """The kept outcomes that were not acknowledged."""
+        return [kept for _, kept in self._items if kept is not None]
+
     def read(self, limit_bytes: int) -> Outcomes:
         """Outcomes of about `limit_bytes`, one at least if there is one."""
         out: list[Outcome] = []

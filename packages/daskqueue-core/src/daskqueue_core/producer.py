@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from daskqueue_core.batch import Batch, Keep, Run
@@ -110,8 +110,17 @@ class ProducerStream:
     @property
     def unaccepted_bytes(self) -> int:
         """Bytes of bodies offered and not accepted yet."""
-        unanswered = (batch for put in self._unanswered.values() for batch in put.batches)
-        return sum(len(batch.body) for batch in (*unanswered, *self._offered))
+        return sum(len(batch.body) for batch in self._unaccepted())
+
+    @property
+    def unaccepted(self) -> int:
+        """Messages offered and not accepted yet."""
+        return sum(batch.count for batch in self._unaccepted())
+
+    def _unaccepted(self) -> Iterator[Batch]:
+        for put in self._unanswered.values():
+            yield from put.batches
+        yield from self._offered
 
     @property
     def in_flight(self) -> int:
@@ -206,11 +215,11 @@ class ProducerStream:
 
         Their neighbours stay where they are in the order.
         """
-        for at, batch in enumerate(self._offered):
-            if batch.first == first and batch.keep != Keep.NONE and first in self._pending:
-                break
-        else:
+        named = (at for at, batch in enumerate(self._offered) if batch.first == first and batch.keep != Keep.NONE)
+        at = next(named, None)
+        if at is None or first not in self._pending:
             return None
+        batch = self._offered[at]
         sink, shift = self._pending[first].sink, self._pending[first].shift
         unfinished = self._pending[first].unfinished()
         parts = {}

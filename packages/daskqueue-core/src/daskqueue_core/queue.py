@@ -312,12 +312,15 @@ class TransientQueue:
         return any(outbox.nbytes > OUTBOX_BYTES and outbox.read_at > since for outbox in self._outboxes.values())
 
     def _drop_outboxes(self) -> None:
-        """Clients that did not poll for `result_ttl` are gone: nobody reads their outcomes. Kept ones stay."""
+        """Clients that did not poll for `result_ttl` are gone: nobody reads their outcomes.
+
+        Kept ones stay for another time to live, for whoever asks by key.
+        """
         ttl = self._kept.ttl
         if ttl is not None:
             since = self._clock() - ttl
             for client in [client for client, outbox in self._outboxes.items() if outbox.read_at <= since]:
-                del self._outboxes[client]
+                self._kept.collected(self._outboxes.pop(client).kept(), self._clock())
 
     def _outbox(self, client: int) -> Outbox:
         outbox = self._outboxes.get(client)
@@ -351,7 +354,7 @@ class TransientQueue:
                 deadline = self._ledger.deadline(owner) or 0
                 runs = self._ledger.held(held.id)  # the payloads of what has ended may be gone
                 return Lease(held.id, request, self._parts(runs, have), deadline, held.once)
-        if self._is_clogged():
+        if self._is_clogged() or (demand is not None and not self.unfinished_of(demand.kinds)):
             return None
         choose = None if demand is None else self._chooser(limit, demand)
         event = self._ledger.decide_lease(limit, owner, self._clock(), ttl, request=request, once=once, choose=choose)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from types import TracebackType
@@ -110,8 +111,10 @@ class QueueExecutor(Executor):
             self._pool.shutdown(True, cancel_futures)
             self._close_owned()
         else:
-            self._pool._session.callbacks.call(lambda: self.shutdown(True, cancel_futures=cancel_futures))
             self._pool._connection.refuse()
+            # not a daemon: as in the standard library, the process ends when the work is done
+            closing = threading.Thread(target=self.shutdown, kwargs={"cancel_futures": cancel_futures})
+            closing.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -19,6 +19,8 @@ from typing import Any, Final, Protocol
 
 from daskqueue.client.callbacks import CallbackThread
 from daskqueue.client.pieces import LostPiece, Piece
+from daskqueue.client.timeouts import WaitTimeout
+from daskqueue.wire import nested
 from daskqueue_core.outcomes import End
 from daskqueue_core.producer import Delivery
 
@@ -159,6 +161,8 @@ class TaskFuture(Future):  # type: ignore[type-arg]
         """A loop: the Condition is shared, so another's end wakes this too."""
         if self._state in _DONE:
             return
+        if nested.inside_task():
+            nested.warn_of_waiting()
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._condition:
             while self._state not in _DONE:
@@ -166,7 +170,7 @@ class TaskFuture(Future):  # type: ignore[type-arg]
                 if (left is not None and left <= 0) or not self._condition.wait(left):
                     if self._state in _DONE:
                         return
-                    raise TimeoutError(f"task {self.key} has not ended within {timeout} s")
+                    raise WaitTimeout(f"task {self.key} has not ended within {timeout} s")
 
     def _end(self, piece: Piece, index: int) -> bool:
         """Called with the Condition held. True: there are callbacks to run."""

@@ -1,11 +1,10 @@
-"""Puts that do not wait, or not for long: one after the other, so that a refused one leaves nothing behind.
+"""Puts that do not wait, or not for long: each under a producer id of its own, so that a refused one leaves nothing.
 
-What may wait for ever goes through the `Submitter`, which sends many puts at once.
+What may wait for ever goes through the `Submitter`, which sends many puts at once and keeps their order.
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from queue import Full as QueueFull
 
@@ -13,44 +12,19 @@ from daskqueue.wire.link import Link, Route
 from daskqueue_core.batch import Batch
 from daskqueue_core.queue import Accepted, Full
 
-__all__ = ["ItemDoor"]
+__all__ = ["put_now"]
 
 
-class ItemDoor:
-    """One queue's entrance for such puts."""
+async def put_now(link: Link, route: Route, index: int, batch: Batch, *, wait: float, patience: float) -> None:
+    """Put `batch` into queue `index`.
 
-    def __init__(self, link: Link, route: Route, index: int) -> None:
-        self._link = link
-        self._route = route
-        self._index = index
-        self._turn = asyncio.Lock()
-        self._renew()
-
-    def _renew(self) -> None:
-        self._producer = secrets.randbits(64)
-        self._number = 0
-
-    async def put(self, batch: Batch, wait: float, patience: float) -> None:
-        """Put `batch`; `queue.Full` after `wait` seconds without room, `QueueUnavailable` after `patience` seconds."""
-        async with self._turn:
-            try:
-                while True:
-                    answer = await self._link.call(
-                        self._route,
-                        self._index,
-                        "admit",
-                        patience=patience,
-                        batches=(batch,),
-                        producer=self._producer,
-                        number=self._number,
-                        wait=wait,
-                    )
-                    if isinstance(answer, (Accepted, Full)):
-                        break
-                    self._renew()  # another life of the queue, or it has forgotten us
-            except BaseException:
-                self._renew()  # whether it was admitted is not known
-                raise
-            if isinstance(answer, Full):
-                raise QueueFull(f"queue {self._index} of pool {self._route.pool!r} is full: nothing was put")
-            self._number += 1
+    `queue.Full` after `wait` seconds without room, `QueueUnavailable` after `patience` seconds without a host.
+    """
+    producer = secrets.randbits(64)
+    answer = None
+    while not isinstance(answer, (Accepted, Full)):
+        answer = await link.call(
+            route, index, "admit", patience=patience, batches=(batch,), producer=producer, number=0, wait=wait
+        )
+    if isinstance(answer, Full):
+        raise QueueFull(f"queue {index} of pool {route.pool!r} is full: nothing was put")

@@ -9,7 +9,7 @@ from typing import Any
 from daskqueue.client.install import install
 from daskqueue.client.pool_connection import PoolConnection
 from daskqueue.client.session import Session
-from daskqueue.wire.link import Route
+from daskqueue.wire.link import PoolGone, Route
 from daskqueue.wire.operations import OK, PROTOCOL
 from daskqueue_core.directory import Place
 from daskqueue_core.errors import DaskQueueError, NotInstalled, PoolExists
@@ -35,8 +35,14 @@ async def open_pool(session: Session, name: str | None, n_queues: int, options: 
     return _connect(session, own_name, answer[1], options)
 
 
-async def attach_pool(session: Session, name: str) -> PoolConnection:
-    """Take part in a pool that exists; `KeyError` if it does not."""
+async def attach_pool(session: Session, name: str, *, known: bool = False) -> PoolConnection:
+    """Take part in a pool that exists; `KeyError` if it does not.
+
+    `known`: a connection that this session has will do, without asking the directory.
+    """
+    connection = session.pools.get(name)
+    if known and connection is not None:
+        return connection
     await session.start()
     await install(session.client)
     answer = await session.ask("attach", name=name, client=session.client_id, protocol=PROTOCOL)
@@ -50,7 +56,13 @@ async def attach_pool(session: Session, name: str) -> PoolConnection:
 def _connect(
     session: Session, name: str, places: Iterable[Sequence[Any]], options: Mapping[str, Any]
 ) -> PoolConnection:
-    connection = PoolConnection(session, name, Route(name, [Place(*place) for place in places]), dict(options))
+    route = Route(name, [Place(*place) for place in places])
+    connection = session.pools.get(name)
+    if connection is not None:
+        if not connection.route.is_older_than(route):
+            return connection
+        connection.over(PoolGone(name))  # a pool of that name ended, and this is another
+    connection = session.pools[name] = PoolConnection(session, name, route, dict(options))
     connection.start()
     return connection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Collection, Coroutine, Sequence
@@ -11,9 +12,10 @@ from typing import Any, Final
 
 from daskqueue.client.collector import Collector
 from daskqueue.client.futures import Sink, TaskFuture
-from daskqueue.client.item_door import ItemDoor
+from daskqueue.client.item_door import put_now
 from daskqueue.client.session import Session
 from daskqueue.client.submitter import Submitter
+from daskqueue.client.timeouts import WaitTimeout
 from daskqueue.utils import logger
 from daskqueue.wire import nested
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
@@ -55,7 +57,6 @@ class PoolConnection:
             ProducerStream(place.uuid, lambda: secrets.randbits(64), maxsize=maxsize) for place in route.places
         ]
         self.submitter = Submitter(session, route, self.streams, self, maxsize=maxsize, on_full=options["on_full"])
-        self._doors = [ItemDoor(session.link, route, index) for index in range(len(route))]
         self._door_balancer = RoundRobin(len(route), start=session.id)
         self.collector = Collector(session, route, self.streams, self, self._remember)
 
@@ -63,7 +64,6 @@ class PoolConnection:
         """Begin to listen."""
         self.collector.start()
         self.session.watch(self.over)
-        nested.register(self)
 
     async def call(self, index: int, op: str, **arguments: Any) -> Any:
         """Call an operation of one queue, whichever life it has; `QueueUnavailable` after `rehost_timeout`."""
@@ -91,8 +91,12 @@ class PoolConnection:
         return self.error is None and self.submitter.buffered
 
     def flush_now(self) -> None:
-        """Wait until it has."""
-        self.session.run(self.submitter.flush())
+        """Wait until it has, but not for ever: a task may have filled the queue that it came from."""
+        self.session.run(self._flush_for(nested.FLUSH_S))
+
+    async def _flush_for(self, seconds: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.submitter.flush(), seconds)
 
     async def put(self, batches: Sequence[Batch], wait: float | None) -> None:
         """Put items; `wait` seconds at most for room (None: as long as it takes)."""
@@ -105,14 +109,18 @@ class PoolConnection:
             index = self._door_balancer.pick()
             left = max(0.0, until - asyncio.get_running_loop().time())
             patience = left + GRACE_S if wait else ANSWER_S
-            work = self._doors[index].put(batch, left, patience)
+            work = put_now(self.session.link, self.route, index, batch, wait=left, patience=patience)
             try:
                 await asyncio.wait_for(work, patience)
             except asyncio.TimeoutError:
                 place = self.route.places[index]
-                raise TimeoutError(
+                raise WaitTimeout(
                     f"{place.address}, host of queue {index} of {self.name}, did not accept the items in time"
                 ) from None
+            except (PoolGone, SchedulerGone) as error:
+                self.over(error)
+                self.check()
+                raise
             self.streams[index].items_accepted += batch.count
 
     # -- losses
@@ -137,6 +145,7 @@ class PoolConnection:
         self.submitter.recount()
         self.submitter.kick(index)
         self.collector.check_quiet()
+        self.submitter.go_on()
         self.session.spawn(self._say_resubmitted(index, uuid))
 
     async def _say_resubmitted(self, index: int, uuid: str) -> None:
@@ -189,6 +198,8 @@ class PoolConnection:
 
     def _end(self, error: BaseException, outcome: BaseException) -> None:
         self.error = error
+        if self.session.pools.get(self.name) is self:
+            del self.session.pools[self.name]
         self.session.unwatch(self.over)
         self.collector.close()
         self.submitter.close(error, outcome)
@@ -224,8 +235,8 @@ class PoolConnection:
         if self.error is not None:
             work.close()
             return 0
-        if self.session.on_loop:
-            self.session.spawn(work)
+        if asyncio._get_running_loop() is not None:  # anybody's event loop: nothing may block there
+            self.session.soon(self.session.spawn, work)
             return 0
         return self.session.run(self._within(work, CANCEL_S))
 
@@ -323,9 +334,7 @@ class PoolConnection:
         try:
             await asyncio.wait_for(work, left)
         except asyncio.TimeoutError:
-            raise TimeoutError(
-                f"pool {self.name}: not everything was done in time; stats() says what is left"
-            ) from None
+            raise WaitTimeout(f"pool {self.name}: not everything was done in time; stats() says what is left") from None
 
     async def _join(self, kinds: Collection[int]) -> None:
         rounds = JoinRounds()

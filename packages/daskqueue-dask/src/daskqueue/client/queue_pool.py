@@ -6,14 +6,16 @@ the pool, the calls that would block return awaitables, `map` an asynchronous it
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError
+from functools import partial
 from types import TracebackType
 from typing import Any
 
-from distributed import Client, get_client
+from distributed import Client
 
 from daskqueue.client.encoder import BLOCK_CALLS, Calls, encode_calls, item_batch
 from daskqueue.client.futures import TaskFuture, task_key
@@ -21,17 +23,23 @@ from daskqueue.client.opening import attach_pool, open_pool
 from daskqueue.client.options import check_count, pool_options
 from daskqueue.client.pieces import Piece
 from daskqueue.client.pool_connection import PoolConnection
-from daskqueue.client.session import Session
+from daskqueue.client.session import Session, current_client
 from daskqueue.client.task_batch import TaskBatch
 from daskqueue.client.value_stream import ValueStream
+from daskqueue.wire import nested
 from daskqueue.wire.calls import encode_args
 from daskqueue.wire.functions import Style, encode_function
 from daskqueue.wire.operations import OK
 from daskqueue_core.batch import Keep
 from daskqueue_core.errors import PoolClosed, QueueLost
+from daskqueue_core.outcomes import Outcome
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["QueuePool"]
+
+
+KeptPiece = tuple[str, Piece, int]
+"""A task's key, its outcome, and its index in that."""
 
 
 class QueuePool:
@@ -54,20 +62,22 @@ class QueuePool:
         if name is not None and (not isinstance(name, str) or not name):  # type: ignore[redundant-expr]
             raise TypeError(f"a pool's name must be a string that is not empty, not {name!r}")
         session = _session(client)
-        self._begin(session, open_pool(session, name, n_queues, plain))
+        self._begin(session, partial(open_pool, session, name, n_queues, plain))
 
     @classmethod
     def attach(cls, client: Client | None, name: str) -> QueuePool:
         """Take part in the pool `name`, which another client made; `KeyError` if there is none."""
         session = _session(client)
         pool = cls.__new__(cls)
-        pool._begin(session, attach_pool(session, name))
+        pool._begin(session, partial(attach_pool, session, name))
         return pool
 
-    def _begin(self, session: Session, opening: Coroutine[Any, Any, PoolConnection]) -> None:
+    def _begin(self, session: Session, opening: Callable[[], Coroutine[Any, Any, PoolConnection]]) -> None:
         self._session = session
-        self._opening = None if not session.asynchronous else opening
-        self._opened = None if session.asynchronous else session.run(opening)
+        self._opening = opening if session.asynchronous else None
+        self._opened = None if session.asynchronous else session.run(opening())
+        if self._opened is not None and nested.inside_task():
+            nested.register(self._opened)
 
     def __await__(self) -> Generator[Any, None, QueuePool]:
         return self._open().__await__()
@@ -75,7 +85,7 @@ class QueuePool:
     async def _open(self) -> QueuePool:
         if self._opened is None and self._opening is not None:
             opening, self._opening = self._opening, None
-            self._opened = await opening
+            self._opened = await opening()
         return self
 
     @property
@@ -243,36 +253,24 @@ class QueuePool:
 
         `raise_on_error`: raise the first failed task's exception instead of leaving it out.
         """
-        return self._session.sync(self._results(keys, raise_on_error))
-
-    async def _results(self, keys: Iterable[str] | None, raise_on_error: bool) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, piece, index in await self._kept(keys):
-            error = piece.error(index)
-            if error is None:
-                values[key] = piece.value(index)
-            elif raise_on_error:
-                raise error
-        return values
+        return self._read(keys, partial(_values, raise_on_error=raise_on_error))
 
     def failures(self, keys: Iterable[str] | None = None) -> Any:
         """Exceptions by key, of `submit` and `batch_submit` tasks that failed."""
-        return self._session.sync(self._failures(keys))
+        return self._read(keys, _errors)
 
-    async def _failures(self, keys: Iterable[str] | None) -> dict[str, BaseException]:
-        errors = {key: piece.error(index) for key, piece, index in await self._kept(keys)}
-        return {key: error for key, error in errors.items() if error is not None}
-
-    async def _kept(self, keys: Iterable[str] | None) -> list[tuple[str, Piece, int]]:
+    def _read(self, keys: Iterable[str] | None, read: Callable[[list[KeptPiece]], dict[str, Any]]) -> Any:
+        """Unpickling is other people's code: in the caller's thread, or in one of its own."""
         wanted = None if keys is None else set(keys)
-        found: dict[tuple[int, int], tuple[Piece, int]] = {}
-        for client, outcome in await self._connection.kept():
-            piece = Piece(outcome)
-            for lo, hi in outcome.runs:
-                for index in range(lo, hi):
-                    found.setdefault((client, outcome.first + outcome.index + index), (piece, index))
-        keyed = ((task_key(client, number), *found[client, number]) for client, number in sorted(found))
-        return [entry for entry in keyed if wanted is None or entry[0] in wanted]
+        if self._session.asynchronous:
+            return self._read_async(wanted, read)
+        return read(_keyed(self._session.run(self._connection.kept()), wanted))
+
+    async def _read_async(
+        self, wanted: set[str] | None, read: Callable[[list[KeptPiece]], dict[str, Any]]
+    ) -> dict[str, Any]:
+        kept = await self._connection.kept()
+        return await asyncio.to_thread(lambda: read(_keyed(kept, wanted)))
 
     # -- the end
 
@@ -335,20 +333,49 @@ async def _nothing() -> None:
 
 def _session(client: Client | None) -> Session:
     if client is None:
-        try:
-            client = get_client()
-        except ValueError:
-            raise ValueError("there is no Dask client: make one first, or pass it") from None
+        client = current_client()
     if not isinstance(client, Client):
         raise TypeError(f"a QueuePool works with a dask.distributed.Client, not {client!r}")
     return Session.of(client)
 
 
 def _attach_here(name: str) -> QueuePool:
-    return QueuePool.attach(None, name)
+    """A pool that travelled with a task: one connection serves all that come to this process."""
+    session = _session(None)
+    pool = QueuePool.__new__(QueuePool)
+    pool._begin(session, partial(attach_pool, session, name, known=True))
+    return pool
 
 
 def _checked_call(call: Sequence[Any]) -> Sequence[Any]:
     if not isinstance(call, (tuple, list)) or not call or not callable(call[0]):
         raise TypeError(f"batch_submit takes (function, argument, ...) tuples, not {call!r}")
     return call
+
+
+def _keyed(kept: Iterable[tuple[int, Outcome]], wanted: set[str] | None) -> list[KeptPiece]:
+    """Kept tasks in order of submission for each client."""
+    found: dict[tuple[int, int], tuple[Piece, int]] = {}
+    for client, outcome in kept:
+        piece = Piece(outcome)
+        for lo, hi in outcome.runs:
+            for index in range(lo, hi):
+                found.setdefault((client, outcome.first + outcome.index + index), (piece, index))
+    keyed = ((task_key(client, number), *found[client, number]) for client, number in sorted(found))
+    return [entry for entry in keyed if wanted is None or entry[0] in wanted]
+
+
+def _values(kept: list[KeptPiece], *, raise_on_error: bool) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, piece, index in kept:
+        error = piece.error(index)
+        if error is None:
+            values[key] = piece.value(index)
+        elif raise_on_error:
+            raise error
+    return values
+
+
+def _errors(kept: list[KeptPiece]) -> dict[str, BaseException]:
+    errors = {key: piece.error(index) for key, piece, index in kept}
+    return {key: error for key, error in errors.items() if error is not None}

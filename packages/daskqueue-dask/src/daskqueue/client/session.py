@@ -6,11 +6,12 @@ import asyncio
 import concurrent.futures
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from distributed import Client
+from distributed import Client, get_client
 
 from daskqueue.client.callbacks import CallbackThread
 from daskqueue.wire.link import Link, SchedulerGone, new_connection_pool
@@ -18,15 +19,38 @@ from daskqueue.wire.operations import HANDLER, OK
 from daskqueue_core.directory import Place
 from daskqueue_core.errors import PoolClosed
 
-__all__ = ["Session"]
+__all__ = ["Session", "current_client"]
+
+if TYPE_CHECKING:
+    from daskqueue.client.pool_connection import PoolConnection
 
 T = TypeVar("T")
 
 WATCH_S: Final = 0.25
 LOOK_S: Final = 1.0
+CONNECTED_S: Final = 30.0
 
 _sessions: weakref.WeakKeyDictionary[Client, Session] = weakref.WeakKeyDictionary()
 _sessions_lock = threading.Lock()
+
+
+_current_lock = threading.Lock()
+
+
+def current_client() -> Client:
+    """The Dask client of this thread or worker; ValueError if there is none.
+
+    Two threads of a worker that ask first at the same time: Dask gives the second one a client that is not connected.
+    """
+    with _current_lock:
+        try:
+            client = get_client()
+        except ValueError:
+            raise ValueError("there is no Dask client: make one first, or pass it") from None
+        deadline = time.monotonic() + CONNECTED_S
+        while client.status == "newly-created" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return client
 
 
 class Session:
@@ -40,6 +64,8 @@ class Session:
         self.callbacks = CallbackThread()
         self._numbers = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.pools: dict[str, PoolConnection] = {}
+        """One connection for each pool, whoever uses it: outcomes are collected once."""
         self._lock = threading.Lock()
         self.asynchronous: bool = client.asynchronous
         self._watching: asyncio.Task[None] | None = None

@@ -75,14 +75,15 @@ class Submitter:
         self._streams = streams
         self._owner = owner
         self.batch_calls = min(BATCH_CALLS, maxsize or BATCH_CALLS)  # of a batch, at most
-        self._most_calls = min(BUFFER_CALLS, maxsize or BUFFER_CALLS)
+        self._maxsize = maxsize
         self._wait_for_room_s = ROOM_WAIT_S if on_full == "wait" else 0.0
         self._balancer = RoundRobin(len(streams), start=session.id)
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._calls: deque[_Call] = deque()
         self._batches: deque[tuple[Batch, Sink | None, int]] = deque()
-        self._buffered_bytes = 0  # in the buffer and offered to streams
+        self._buffered = 0  # messages in the buffer and offered to streams
+        self._buffered_bytes = 0
         self._woken = False
         self._condition = threading.Condition()
         self._condition_left = FUTURES_PER_CONDITION
@@ -109,6 +110,7 @@ class Submitter:
             self._condition_left -= 1
             future = TaskFuture(self._owner, session.numbers(1), self._condition)
             self._calls.append(_Call(function, body, future, keep))
+            self._buffered += 1
             self._buffered_bytes += len(body)
             wake = not self._woken
             self._woken = True
@@ -124,6 +126,7 @@ class Submitter:
             if self._refusal is not None:
                 raise self._refusal
             self._batches.append((batch, sink, shift))
+            self._buffered += batch.count
             self._buffered_bytes += len(batch.body)
             wake = not self._woken
             self._woken = True
@@ -221,9 +224,10 @@ class Submitter:
                 self._done(put)
         else:
             stream.unknown(put)
-        self._go_on()
+        self.go_on()
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Something was answered or lost: send what may follow, and tell who waits for everything to be accepted."""
         self._wake()
         if self._idle and self._is_idle():
             _release(self._idle)
@@ -250,13 +254,15 @@ class Submitter:
         self.taken_back()
 
     def _done(self, put: PutRequest) -> None:
-        nbytes = 0
+        count = nbytes = 0
         for batch in put.batches:
+            count += batch.count
             nbytes += len(batch.body)
             waiting = self._accepted.get(id(batch))
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
         with self._lock:
+            self._buffered -= count
             self._buffered_bytes -= nbytes
             self._room.notify_all()
         self._release_capacity()
@@ -273,11 +279,15 @@ class Submitter:
             await room
 
     def _is_full(self) -> bool:
-        return self._buffered_bytes > BUFFER_BYTES or len(self._calls) >= self._most_calls
+        if self._maxsize and self._buffered >= self._maxsize:
+            return True
+        return self._buffered_bytes > BUFFER_BYTES or len(self._calls) >= BUFFER_CALLS
 
     def recount(self) -> None:
         """Something left the streams without being accepted, or came back to them: count anew what is buffered."""
         with self._lock:
+            self._buffered = len(self._calls) + sum(batch.count for batch, _, _ in self._batches)
+            self._buffered += sum(stream.unaccepted for stream in self._streams)
             self._buffered_bytes = sum(len(call.body) for call in self._calls)
             self._buffered_bytes += sum(len(batch.body) for batch, _, _ in self._batches)
             self._buffered_bytes += sum(stream.unaccepted_bytes for stream in self._streams)
@@ -305,12 +315,14 @@ class Submitter:
             FutureSink([call.future]).lose(0, 1, CancelledError())
         for batch, of, shift in batches:
             of.lose(shift, shift + batch.count, CancelledError())
+        if calls or batches:
+            self.taken_back()
         return len(calls) + sum(batch.count for batch, _, _ in batches)
 
     def taken_back(self) -> None:
         """The streams have less to send."""
         self.recount()
-        self._go_on()
+        self.go_on()
 
     def withdraw(self, future: TaskFuture) -> bool:
         """Take a call back that is still in the buffer. False: it is not there any more."""
@@ -321,6 +333,7 @@ class Submitter:
             else:
                 return False
             self._calls.remove(call)
+            self._buffered -= 1
             self._buffered_bytes -= len(call.body)
             self._room.notify_all()
         FutureSink([future]).lose(0, 1, CancelledError())

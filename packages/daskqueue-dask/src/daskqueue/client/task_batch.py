@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from daskqueue.client.futures import Home, TaskFuture
 from daskqueue.client.pieces import LostPiece, Piece
+from daskqueue.client.timeouts import WaitTimeout
 from daskqueue_core.batch import Run
 from daskqueue_core.outcomes import End
 from daskqueue_core.producer import Delivery
@@ -192,7 +193,7 @@ class TaskBatch(Sequence[TaskFuture]):
     def results(self, timeout: float | None = None) -> list[Any]:
         """All values in order; raises the first failed task's exception, `TimeoutError` after `timeout` seconds."""
         if not self.wait(timeout):
-            raise TimeoutError(f"{self!r}: not all have ended within {timeout} s")
+            raise WaitTimeout(f"{self!r}: not all have ended within {timeout} s")
         out: list[Any] = []
         for index, stop, piece, shift in self._in_order():
             values = piece.values(index - shift, stop - shift)
@@ -209,7 +210,7 @@ class TaskBatch(Sequence[TaskFuture]):
     def failures(self, timeout: float | None = None) -> Mapping[int, BaseException]:
         """Exceptions by index, of those that failed, once all have ended."""
         if not self.wait(timeout):
-            raise TimeoutError(f"{self!r}: not all have ended within {timeout} s")
+            raise WaitTimeout(f"{self!r}: not all have ended within {timeout} s")
         out: dict[int, BaseException] = {}
         for index, stop, piece, shift in self._in_order():
             for at in range(index, stop):

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from daskqueue.client.futures import Home
 from daskqueue.client.pieces import LostPiece, Piece
+from daskqueue.client.timeouts import WaitTimeout
 from daskqueue_core.producer import Delivery
 
 __all__ = ["ValueStream"]
@@ -134,7 +135,7 @@ class ValueStream:
             return run
 
     def _late(self, timeout: float | None) -> TimeoutError:
-        return TimeoutError(f"task {self._read} of a map has not ended within {timeout} s")
+        return WaitTimeout(f"task {self._read} of a map has not ended within {timeout} s")
 
     def _next_run(self, run: tuple[int, Piece, int]) -> tuple[Iterable[Any], BaseException | None]:
         """The values up to the first error, and that."""

@@ -64,6 +64,13 @@ class Route:
     def __len__(self) -> int:
         return len(self.places)
 
+    def is_older_than(self, other: Route) -> bool:
+        """Whether `other` is of another pool of that name: other lives at epochs that are not newer."""
+        if len(self.places) != len(other.places):
+            return True
+        pairs = zip(self.places, other.places, strict=True)
+        return any(ours.uuid != theirs.uuid and theirs.epoch <= ours.epoch for ours, theirs in pairs)
+
 
 def new_connection_pool(connection_args: dict[str, Any]) -> ConnectionPool:
     """A pool of our own: Dask's retries a refused connection for 30 s, and long polls would fill it."""

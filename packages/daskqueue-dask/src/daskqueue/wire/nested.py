@@ -1,15 +1,23 @@
 """Work that tasks submit: it reaches its queue before the task that submitted it is reported as done.
 
-Otherwise a join could find every queue idle while the task's own submissions are still on their way. Pools register
-here; a worker asks after each run, and in a process without pools that costs a look at an empty set.
+Otherwise a join could find every queue idle while the task's own submissions are still on their way. Pools that are
+opened inside a task register here; a worker asks after each run, and without such pools that is a look at an empty set.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Protocol
 
-__all__ = ["Flushable", "flush", "register", "unflushed"]
+from daskqueue.utils import logger
+
+__all__ = ["FLUSH_S", "Flushable", "flush", "inside_task", "register", "task", "unflushed", "warn_of_waiting"]
+
+FLUSH_S: Final = 5.0
+"""A task that fills its own queue must not wait for itself for ever."""
 
 
 class Flushable(Protocol):
@@ -20,15 +28,43 @@ class Flushable(Protocol):
         """Whether something has not reached its queue."""
 
     def flush_now(self) -> None:
-        """Wait until it has; called in a task's thread."""
+        """Wait until it has, `FLUSH_S` at most; called in a task's thread."""
 
 
+_warned = False
+_inside: ContextVar[bool] = ContextVar("daskqueue_inside_task", default=False)
 _registered: weakref.WeakSet[Flushable] = weakref.WeakSet()
 
 
 def register(flushable: Flushable) -> None:
     """Remember `flushable` while it lives."""
     _registered.add(flushable)
+
+
+@contextmanager
+def task() -> Iterator[None]:
+    """What runs here is a task, and what it starts."""
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def inside_task() -> bool:
+    """Whether this code runs in a task of ours: only pools opened there are flushed when tasks end."""
+    return _inside.get()
+
+
+def warn_of_waiting() -> None:
+    """A task waits for another one; said once in a process."""
+    global _warned
+    if not _warned:
+        _warned = True
+        logger.warning(
+            "a task waits for the result of another: it keeps its slot meanwhile, and when every slot waits nothing runs; "
+            "give the ConsumerPool more concurrency than tasks that wait, or let the client wait"
+        )
 
 
 def unflushed() -> bool:

@@ -56,15 +56,17 @@ class Chunk:
 
     def run(self) -> list[Report]:
         """Run all in this thread; returns what was not harvested meanwhile. Does not raise."""
-        for at, (_, _, job) in enumerate(self._shares):
-            self._ended(at, job.run() if job else None)
+        with nested.task():
+            for at, (_, _, job) in enumerate(self._shares):
+                self._ended(at, job.run() if job else None)
         nested.flush()
         return self._take_reports()
 
     async def run_async(self) -> list[Report]:
         """Run all on the private loop; as `run`."""
-        for at, (_, _, job) in enumerate(self._shares):
-            self._ended(at, await job.run_async() if job else None)
+        with nested.task():
+            for at, (_, _, job) in enumerate(self._shares):
+                self._ended(at, await job.run_async() if job else None)
         if nested.unflushed():
             await asyncio.to_thread(nested.flush)
         return self._take_reports()

@@ -29,6 +29,7 @@ __all__ = ["HEARTBEAT_S", "QueueActor"]
 HEARTBEAT_S: Final = 1.0
 EARLY_WAIT_S: Final = 30.0
 RESUBMIT_GRACE_S: Final = 10.0
+REFUSED: Final = 1000
 
 Alive = Callable[[], bool]
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class QueueActor:
         self._parked: deque[_Parked] = deque()
         self._polls: dict[int, asyncio.Future[None]] = {}
         self._joins: dict[asyncio.Future[None], Collection[int]] = {}  # with the kinds they wait for
-        self._full: list[asyncio.Future[None]] = []  # puts that wait for room
+        self._line: dict[object, asyncio.Future[None]] = {}  # puts that wait for room, in the order they came
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
         self._closed = False
@@ -90,22 +91,26 @@ class QueueActor:
     ) -> PutAnswer:
         """Admit a producer's put, in number order: one that overtook its predecessors waits for them.
 
-        Waits up to `wait` seconds for room.
+        Waits up to `wait` seconds for room, behind those that wait already: a large put is not starved by small ones.
         """
-        answer = self.queue.admit(batches, producer=producer, number=number)
+        answer: PutAnswer = Full(0)
+        if not self._line or wait <= 0:
+            answer = self.queue.admit(batches, producer=producer, number=number)
+        if isinstance(answer, Full) and wait > 0:
+            answer = await self._await_room(batches, producer, number, wait)
         if producer is None:
-            if isinstance(answer, Full) and wait > 0:
-                answer = await self._await_room(batches, None, 0, wait)
             self._wake()
             return answer
         if isinstance(answer, Early) and producer not in self._refused:
             await self._await_turn(producer, number)
             answer = self.queue.admit(batches, producer=producer, number=number)
-        if isinstance(answer, Full) and wait > 0:
-            answer = await self._await_room(batches, producer, number, wait)
+            if isinstance(answer, Full) and wait > 0:
+                answer = await self._await_room(batches, producer, number, wait)
         if isinstance(answer, Early) and producer in self._refused:
             return Full(0)  # its predecessor was refused, and it with it
         if isinstance(answer, Full) and wait <= 0:
+            if len(self._refused) >= REFUSED:
+                self._refused.pop()
             self._refused.add(producer)
             self._end_turns(producer)
         elif isinstance(answer, Accepted):
@@ -133,12 +138,22 @@ class QueueActor:
         loop = asyncio.get_running_loop()
         until = loop.time() + wait
         answer: PutAnswer = Full(0)
-        while isinstance(answer, Full) and loop.time() < until and not self._closed:
-            room = loop.create_future()
-            self._full.append(room)
-            await _wait(room, until - loop.time())
-            answer = self.queue.admit(batches, producer=producer, number=number)
+        place = object()
+        try:
+            while isinstance(answer, Full) and loop.time() < until and not self._closed:
+                room = self._line[place] = loop.create_future()
+                await _wait(room, until - loop.time())
+                if next(iter(self._line)) is place:
+                    answer = self.queue.admit(batches, producer=producer, number=number)
+        finally:
+            del self._line[place]
+            self._wake_line()
         return answer
+
+    def _wake_line(self) -> None:
+        for room in self._line.values():
+            _resolve(room)
+            return
 
     async def poll(
         self, client: int, cursor: Cursor | None = None, wait: float = 0.0, limit_bytes: int | None = None
@@ -287,7 +302,7 @@ class QueueActor:
             self._timer.cancel()
         for parked in self._parked:
             _resolve(parked.answer)
-        for waiting in (*self._early.values(), *self._polls.values(), *self._joins, *self._full):
+        for waiting in (*self._early.values(), *self._polls.values(), *self._joins, *self._line.values()):
             _resolve(waiting)
         self.queue.close()
 
@@ -311,10 +326,7 @@ class QueueActor:
             for client, news in self._polls.items():
                 if self.queue.has_outcomes(client):
                     _resolve(news)
-        if self._full:
-            waiting, self._full = self._full, []
-            for room in waiting:
-                _resolve(room)
+        self._wake_line()
         for quiet, kinds in self._joins.items():
             if self._idle(kinds):
                 _resolve(quiet)
