@@ -186,3 +186,15 @@ def test_kept_results_are_read_in_portions() -> None:
 def test_nothing_is_kept() -> None:
     """Nothing to read."""
     assert kept().read(0, 10**6) == (-1, [])
+
+
+def test_what_a_gone_client_left_makes_room() -> None:
+    """Over the limit it goes after what was collected, oldest first; under it stays, whatever the time."""
+    kept = KeptResults(ttl=10, max_bytes=1000)
+    first, second, third = (kept.add(1, Outcome(n, 0, 1, values=bytes(300)), ((n, n + 1),)) for n in range(3))
+    kept.abandon([first, second])
+    kept.collected([third], 0)
+    assert (kept.expire(5), len(kept)) == ([(2, 3)], 2)
+    assert kept.expire(10**9) == []
+    kept.add(2, Outcome(3, 0, 1, values=bytes(300)), ((3, 4),))
+    assert (kept.expire(10**9), len(kept)) == ([(0, 1)], 2)

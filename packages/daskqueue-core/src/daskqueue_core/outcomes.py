@@ -132,7 +132,8 @@ class _Kept(NamedTuple):
 class KeptResults:
     """Outcomes of *keep* messages, until collected and `ttl` (nanoseconds) is over, or `max_bytes` are exceeded.
 
-    Beyond `max_bytes` the oldest collected go first. What was not collected is never dropped.
+    Beyond `max_bytes` the oldest collected go first, then what a client that is gone left behind. What a client that is
+    there has not collected is never dropped.
     """
 
     def __init__(self, *, ttl: int | None, max_bytes: int | None) -> None:
@@ -142,6 +143,7 @@ class KeptResults:
         self._next = 0
         self._kept: dict[int, _Kept] = {}
         self._collected: OrderedDict[int, int] = OrderedDict()  # number -> time
+        self._abandoned: dict[int, None] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -161,6 +163,10 @@ class KeptResults:
             if number in self._kept:
                 self._collected.setdefault(number, now)
 
+    def abandon(self, numbers: list[int]) -> None:
+        """Their client is gone: others may read them, as long as there is room."""
+        self._abandoned.update(dict.fromkeys(numbers))
+
     def forget(self, runs: Sequence[Run]) -> None:
         """Nobody asks for these messages any more; ascending. What covers others too, or an error, stays.
 
@@ -173,9 +179,7 @@ class KeptResults:
             if left or kept.outcome.errors:
                 self._kept[number] = kept._replace(runs=left)
             else:
-                del self._kept[number]
-                self._collected.pop(number, None)
-                self.nbytes -= kept.nbytes
+                self._drop(number)
 
     def expire(self, now: int) -> list[Run]:
         """Drop what is over its time or too much. Returns the queue numbers to forget."""
@@ -185,11 +189,17 @@ class KeptResults:
             over = self.ttl is not None and since + self.ttl <= now
             if not over and (self.max_bytes is None or self.nbytes <= self.max_bytes):
                 break
-            del self._collected[number]
-            kept = self._kept.pop(number)
-            self.nbytes -= kept.nbytes
-            gone.extend(kept.runs)
+            gone.extend(self._drop(number).runs)
+        while self._abandoned and self.max_bytes is not None and self.nbytes > self.max_bytes:
+            gone.extend(self._drop(next(iter(self._abandoned))).runs)
         return gone
+
+    def _drop(self, number: int) -> _Kept:
+        kept = self._kept.pop(number)
+        self._collected.pop(number, None)
+        self._abandoned.pop(number, None)
+        self.nbytes -= kept.nbytes
+        return kept
 
     def next_at(self) -> int | None:
         """When the next one is over its time."""

@@ -314,13 +314,13 @@ class TransientQueue:
     def _drop_outboxes(self) -> None:
         """Clients that did not poll for `result_ttl` are gone: nobody reads their outcomes.
 
-        Kept ones stay for another time to live, for whoever asks by key.
+        Kept ones stay while there is room, for whoever asks by key.
         """
         ttl = self._kept.ttl
         if ttl is not None:
             since = self._clock() - ttl
             for client in [client for client, outbox in self._outboxes.items() if outbox.read_at <= since]:
-                self._kept.collected(self._outboxes.pop(client).kept(), self._clock())
+                self._kept.abandon(self._outboxes.pop(client).kept())
 
     def _outbox(self, client: int) -> Outbox:
         outbox = self._outboxes.get(client)

@@ -308,7 +308,7 @@ class OutcomeRules(SuiteBase):
         self.wait(1)
         queue.tick()
         assert self.kept() == [(1, "ok")]
-        assert (self.count(MessageState.ACKED), queue.next_ready_at()) == (1, None)
+        assert self.count(MessageState.ACKED) == 1
         self.wait(100 * HOUR)
         queue.tick()
         assert self.kept() == [(1, "ok")]

@@ -62,8 +62,8 @@ def warn_of_waiting() -> None:
     if not _warned:
         _warned = True
         logger.warning(
-            "a task waits for the result of another: it keeps its slot meanwhile, and when every slot waits nothing runs; "
-            "give the ConsumerPool more concurrency than tasks that wait, or let the client wait"
+            "a task waits for the result of another and keeps its slot meanwhile; when every slot waits, nothing runs: "
+            "give the ConsumerPool more concurrency than there are tasks that wait, or let the client wait"
         )
 
 
