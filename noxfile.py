@@ -77,9 +77,12 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(python=sorted({*PYTHONS, THIS_PYTHON}))
 def tests(session: nox.Session) -> None:
-    """All tests; the packages are installed editable. Arguments go to pytest: `nox -s tests-3.12 -- -k ledger`."""
+    """All tests but the slow ones; the packages are installed editable.
+
+    Arguments go to pytest instead: `nox -s tests-3.12 -- -k ledger`, `nox -s tests-3.11 -- tests` for all.
+    """
     install_editable(session)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or ("-m", "not slow")))
 
 
 # ----------------------------------------------------------------------------------------------------- deeper checks
@@ -139,8 +142,10 @@ def build(session: nox.Session) -> None:
 @nox.session(python=False)
 def full(session: nox.Session) -> None:
     """Everything there is; may take ten minutes."""
-    for name in (*GATES, *(f"tests-{python}" for python in PYTHONS), "tests_lowest", "isolated", "properties", "demo"):
-        session.notify(name)
+    for name in (*GATES, f"tests-{THIS_PYTHON}", "tests_lowest", "isolated", "properties", "demo"):
+        session.notify(name, posargs=["tests"] if name.startswith("tests") else [])
+    for python in PYTHONS:
+        session.notify(f"tests-{python}")
 
 
 # --------------------------------------------------------------------------------------------------------- the hands

@@ -35,10 +35,23 @@ def test_a_new_book_has_nothing_to_say(book: LeaseBook) -> None:
 def test_a_request_is_open_until_its_answer(book: LeaseBook) -> None:
     """Then its lease is held; in between there is no moment without either."""
     number = book.request()
-    assert book.active
+    assert book.heartbeat() == Heartbeat({}, (1,), 1)
     assert book.granted(number, 77, 10)
     assert book.active
     assert book.heartbeat() == Heartbeat({77: (0, 10)}, (), 1)
+
+
+def test_a_request_alone_needs_no_heartbeat(book: LeaseBook) -> None:
+    """It holds nothing that could lapse. As soon as it is given up, or something is held, there is something to say."""
+    first, second = book.request(), book.request()
+    assert not book.active
+    book.give_up(first)
+    assert book.active
+    book.heartbeat()
+    book.heartbeat()
+    assert not book.active
+    book.granted(second, 77, 1)
+    assert book.active
 
 
 def test_a_request_answered_with_nothing(book: LeaseBook) -> None:

@@ -249,7 +249,6 @@ def test_a_number_of_consumers(directory: Directory, number: int, expected: dict
     join(directory, A, B)
     open_pool(directory)
     assert counts(consume(directory, number)) == expected
-    assert join(directory, C) == []
 
 
 def test_consumers_without_workers(directory: Directory) -> None:
@@ -264,10 +263,79 @@ def test_lost_consumers_are_placed_again(directory: Directory) -> None:
     join(directory, A, B, C)
     open_pool(directory)
     consume(directory, 3)
+    assert counts(directory.worker_left("unknown")) == {}
     assert counts(directory.worker_left(C)) == {A: 2}
     assert counts(directory.worker_left(A)) == {B: 3}
     assert counts(directory.worker_left(B)) == {}
     assert counts(join(directory, A)) == {A: 3}
+
+
+def test_consumers_spread_when_workers_join(directory: Directory) -> None:
+    """Eight that began on one worker end up on eight, and each order moves no more than it must."""
+    workers = [f"tcp://{n}" for n in range(8)]
+    join(directory, workers[0])
+    open_pool(directory)
+    consume(directory, 8)
+    assert counts(join(directory, workers[1])) == {workers[0]: 4, workers[1]: 4}
+    assert counts(join(directory, workers[2])) == {workers[0]: 3, workers[1]: 3, workers[2]: 2}
+    assert counts(join(directory, workers[3])) == {workers[0]: 2, workers[1]: 2, workers[3]: 2}
+    join(directory, *workers[4:])
+    assert directory.pools["p"].consumers["k"].placed == dict.fromkeys(workers, 1)
+
+
+def test_consumers_spread_after_a_restart(directory: Directory) -> None:
+    """All workers leave, others come one by one."""
+    join(directory, A, B)
+    open_pool(directory)
+    consume(directory, 4)
+    directory.worker_left(A)
+    directory.worker_left(B)
+    assert counts(join(directory, C)) == {C: 4}
+    assert counts(join(directory, "tcp://d")) == {C: 2, "tcp://d": 2}
+
+
+def test_fewer_consumers_than_workers(directory: Directory) -> None:
+    """The surplus has none, and a worker that joins takes none away."""
+    join(directory, A, B)
+    open_pool(directory)
+    consume(directory, 2)
+    assert join(directory, C) == []
+    assert directory.pools["p"].consumers["k"].placed == {A: 1, B: 1}
+
+
+def test_consumers_a_worker_cannot_run(directory: Directory) -> None:
+    """Others run them; it is not asked again before it has left, and comes back as a new one."""
+    join(directory, A)
+    open_pool(directory)
+    consume(directory, 3)
+    assert counts(join(directory, B)) == {A: 2, B: 1}
+    assert counts(directory.consume_failed("p", "k", B)) == {A: 3}
+    assert directory.consume_failed("p", "k", B) == []
+    assert directory.consume_failed("p", "unknown", B) == []
+    assert directory.consume_failed("unknown", "k", B) == []
+    assert counts(join(directory, C)) == {A: 2, C: 1}
+    assert directory.stop_consumers("p", "k", drain=False) == [
+        StopConsuming(A, "k", False),
+        StopConsuming(C, "k", False),
+    ]
+
+
+def test_consumers_that_no_worker_can_run(directory: Directory) -> None:
+    """They wait for one that can; one on each is not asked again where it failed."""
+    join(directory, A)
+    open_pool(directory)
+    consume(directory, 2)
+    consume(directory, None, "each")
+    assert directory.consume_failed("p", "k", A) == []
+    assert directory.consume_failed("p", "each", A) == []
+    assert counts(join(directory, B)) == {B: 1}
+    assert {id: record.placed for id, record in directory.pools["p"].consumers.items()} == {"k": {B: 2}, "each": {B: 1}}
+    directory.worker_left(A)
+    assert [order.consumers for order in directory.worker_joined(A, f"{A}#2", 2) if isinstance(order, Consume)] == [
+        "k",
+        "k",
+        "each",
+    ]
 
 
 def test_a_lost_worker_without_consumers(directory: Directory) -> None:
@@ -361,7 +429,7 @@ def test_invariants_on_a_random_walk(directory: Directory, seed: int) -> None:
     """Orders, obeyed by an obedient cluster, lead to what the directory says; queues and consumers are where they can.
 
     A queue has an address only of a worker that is here, and one if there is any; a consumer pool with a number runs
-    that many, one without runs on every worker; a uuid is never used twice, and an epoch never goes back.
+    that many, evenly, one without runs on every worker; a uuid is never used twice, and an epoch never goes back.
     """
     chance = random.Random(seed)
     open_pool(directory, 3, "p")
@@ -394,6 +462,8 @@ def test_invariants_on_a_random_walk(directory: Directory, seed: int) -> None:
             for place in directory.pools[pool].places:
                 assert place.address in here or (not place.address and not here)
         assert {key[0] for key in running} <= here
-        assert sum(n for key, n in running.items() if key[1] == "four") == (4 if here else 0)
+        four = [running.get((address, "four"), 0) for address in here]
+        assert sum(four) == (4 if here else 0)
+        assert max(four, default=0) - min(four, default=0) <= 1
         assert {key[0]: n for key, n in running.items() if key[1] == "each"} == dict.fromkeys(here, 1)
     assert len(uuids) > 4

@@ -8,6 +8,7 @@ What this module defines travels to the workers by value, so that no worker need
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -142,10 +143,16 @@ def new_cluster(new_client: Callable[..., Client]) -> Iterator[Callable[..., tup
     with contextlib.ExitStack() as stack:
 
         def make(**options: Any) -> tuple[LocalCluster, Client]:
-            cluster = stack.enter_context(quiet_cluster(**options))
+            cluster = quiet_cluster(**options)
+            stack.callback(_close, cluster)
             return cluster, stack.enter_context(Client(cluster, set_as_default=False))
 
         yield make
+
+
+def _close(cluster: LocalCluster) -> None:
+    with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # Dask waits for nannies of workers that were killed
+        cluster.close(timeout=20)
 
 
 class Workers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
+import logging
 import os
 import threading
 import time
@@ -12,8 +13,12 @@ from typing import Any
 
 import pytest
 from distributed import Client
+from distributed.core import Status
 
 from daskqueue import ConsumerBaseClass, ConsumerPool, DummyConsumer, PoolClosed, QueuePool
+from daskqueue.scheduler import plugin as scheduler_plugin
+from daskqueue.worker.chunk import Chunk
+from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
 
 LIMIT = 20
 
@@ -36,6 +41,16 @@ def where() -> tuple[int, str]:
     """Process and thread."""
     threading.Event().wait(0.02)
     return os.getpid(), threading.current_thread().name
+
+
+def slots(dask_worker: Any) -> list[int]:
+    """Of the consumers on a worker."""
+    return [actor._slots for actor in dask_worker.plugins["daskqueue"].consumers.values()]
+
+
+def parked(dask_worker: Any) -> int:
+    """How many requests wait at the queues of a worker."""
+    return sum(len(actor._parked) for actor in dask_worker.plugins["daskqueue"].host.actors.values())
 
 
 def marking(oracle: Any) -> type[ConsumerBaseClass]:
@@ -75,6 +90,69 @@ def test_a_number_of_consumers(client: Client, pool: QueuePool) -> None:
         began = time.monotonic()
         assert list(pool.map(nap, [0.2] * 5, range(5), timeout=LIMIT)) == [0, 1, 2, 3, 4]
         assert time.monotonic() - began < 1.0, "five consumers run five tasks at once"
+
+
+def test_consumers_move_to_a_worker_that_joins(
+    new_workers: Callable[..., Any], oracle: Any, eventually: Callable[..., Any]
+) -> None:
+    """Also while they are being set up, which may take long: they run as many as they are told last, and not before."""
+
+    class SlowToStart(ConsumerBaseClass):
+        def setup(self) -> None:
+            oracle.mark("setup")
+            while "go" not in oracle.lines():
+                threading.Event().wait(0.01)
+
+        def process_item(self, item: Any) -> None:
+            oracle.mark(f"item {item}")
+
+    workers = new_workers(1)
+    client = workers.client
+    pool = QueuePool(client)
+    pool.put_many(range(50))
+    consumers = ConsumerPool(client, pool, SlowToStart, n_consumers=4, concurrency=1)
+    starting = threading.Thread(target=consumers.start)
+    starting.start()
+    eventually(lambda: oracle.lines() == ["setup"], LIMIT)
+    workers.add(1)
+    eventually(lambda: oracle.lines() == ["setup"] * 2, LIMIT)
+    assert list(client.run(slots).values()) == [[0], [0]]
+    oracle.mark("go")
+    starting.join(LIMIT)
+    eventually(lambda: list(client.run(slots).values()) == [[2], [2]], LIMIT)
+    consumers.join(timeout=LIMIT)
+    assert oracle.counts() == {"setup": 2, "go": 1, **{f"item {n}": 1 for n in range(50)}}
+    pool.shutdown()
+
+
+def test_consumers_that_fail_on_a_worker_that_joins(
+    new_workers: Callable[..., Any], oracle: Any, eventually: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others take their place, nothing stays there, and the log says whose class failed where."""
+
+    class NeedsLuck(ConsumerBaseClass):
+        def setup(self) -> None:
+            if oracle.lines():
+                raise ValueError("no licence")
+
+        def process_item(self, item: Any) -> None:
+            """Done."""
+
+    workers = new_workers(1)
+    client = workers.client
+    pool = QueuePool(client)
+    consumers = ConsumerPool(client, pool, NeedsLuck, n_consumers=4, concurrency=1)
+    consumers.start()
+    oracle.mark("no more")
+    with caplog.at_level(logging.ERROR, "daskqueue"):
+        workers.add(1)
+        eventually(lambda: "no licence" in caplog.text, LIMIT)
+    assert pool.name in caplog.text
+    assert "NeedsLuck" in caplog.text
+    eventually(lambda: sorted(client.run(slots).values()) == [[], [4]], LIMIT)
+    pool.put_many(range(10))
+    consumers.join(timeout=LIMIT)
+    pool.shutdown()
 
 
 def test_concurrency_above_the_threads(client: Client, pool: QueuePool) -> None:
@@ -221,6 +299,210 @@ def test_setup_and_teardown_once_on_each_worker(
     assert sorted(lines[:2]) == sorted(f"setup {pid}" for pid in pids)
     assert sorted(lines[-2:]) == sorted(f"teardown {pid}" for pid in pids)
     assert sorted(lines[2:-2]) == sorted(f"item {n}" for n in range(50))
+
+
+@pytest.mark.parametrize("early_ack", [False, True])
+def test_cancel_keeps_the_lease_of_what_runs(
+    client: Client, pool: QueuePool, oracle: Any, eventually: Callable[..., Any], early_ack: bool
+) -> None:
+    """While a new ConsumerPool of the same queues says its heartbeats; it is forgotten when it has ended."""
+
+    def task() -> int:
+        oracle.mark("run")
+        threading.Event().wait(3.5)
+        return 1
+
+    first = ConsumerPool(client, pool, concurrency=2, early_ack=early_ack)
+    first.start()
+    future = pool.submit(task)
+    eventually(oracle.lines)
+    first.cancel()
+    threading.Event().wait(1.2)  # a heartbeat's time, in which nobody else speaks for the queue
+    with ConsumerPool(client, pool, concurrency=2, early_ack=early_ack):
+        assert future.result(LIMIT) == 1
+    assert oracle.lines() == ["run"]
+    eventually(lambda: not any(client.run(slots).values()))
+    eventually(lambda: not any(client.run(lambda dask_worker: dask_worker.plugins["daskqueue"].routes).values()))
+
+
+def test_setup_has_a_thread_of_its_own(client: Client, pool: QueuePool, oracle: Any) -> None:
+    """Not Dask's "offload" thread, which moves everybody's data; teardown runs on the same one."""
+
+    class Where(ConsumerBaseClass):
+        def setup(self) -> None:
+            oracle.mark(threading.current_thread().name)
+
+        def teardown(self) -> None:
+            oracle.mark(threading.current_thread().name)
+
+    consumers = ConsumerPool(client, pool, Where, n_consumers=1)
+    consumers.start()
+    consumers.drain(timeout=LIMIT)
+    (thread,) = set(oracle.lines())
+    assert thread.startswith("daskqueue-user")
+
+
+def test_a_setup_may_take_long(client: Client, pool: QueuePool, oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than any other order."""
+
+    class Slow(ConsumerBaseClass):
+        def setup(self) -> None:
+            threading.Event().wait(0.3)
+
+        def process_item(self, item: Any) -> None:
+            oracle.mark(item)
+
+    monkeypatch.setattr(scheduler_plugin, "ORDER_TIMEOUT_S", 0.05)
+    with ConsumerPool(client, pool, Slow):
+        pool.put(1)
+    assert oracle.lines() == ["1"]
+
+
+def test_teardown_that_fails(client: Client, pool: QueuePool) -> None:
+    """Nobody waits for ever, and nothing stays."""
+
+    class Broken(ConsumerBaseClass):
+        def teardown(self) -> None:
+            raise SystemExit("away")
+
+    consumers = ConsumerPool(client, pool, Broken)
+    consumers.start()
+    assert consumers.drain(timeout=LIMIT)
+    assert not any(client.run(slots).values())
+
+
+# ------------------------------------------------------------------------------------- a host or a worker in trouble
+
+
+def failing_once(op: str) -> Callable[[Any], None]:
+    """Makes each queue of a worker fail at its next `op`."""
+
+    def sabotage(dask_worker: Any) -> None:
+        for actor in dask_worker.plugins["daskqueue"].host.actors.values():
+
+            def fail(*args: Any, queue: Any = actor.queue, **kwargs: Any) -> Any:
+                delattr(queue, op)
+                raise MemoryError("once")
+
+            setattr(actor.queue, op, fail)
+
+    return sabotage
+
+
+@pytest.mark.parametrize("op", ["settle", "lease"])
+def test_a_queue_that_fails_once(client: Client, pool: QueuePool, op: str) -> None:
+    """It is asked again: nothing is lost. With a slot free, reports go alone; else they ride on the next request."""
+    with ConsumerPool(client, pool, concurrency=4):
+        running = [pool.submit(nap, 0.3, n) for n in range(2)]
+        pool.flush()
+        client.run(failing_once(op))
+        assert [future.result(LIMIT) for future in running] == [0, 1]
+        assert list(pool.map(abs, range(100), timeout=LIMIT)) == list(range(100))
+        pool.join(timeout=LIMIT)
+
+
+def test_a_request_that_failed_is_abandoned_when_its_consumers_end(
+    client: Client, pool: QueuePool, eventually: Callable[..., Any]
+) -> None:
+    """Within the second after which it would be repeated: its number is open no more."""
+
+    def awaited(dask_worker: Any) -> int:
+        return sum(len(book._open) for book in dask_worker.plugins["daskqueue"].books.values())
+
+    def has_failed(dask_worker: Any) -> bool:
+        return not any("lease" in vars(actor.queue) for actor in dask_worker.plugins["daskqueue"].host.actors.values())
+
+    with ConsumerPool(client, pool):
+        eventually(lambda: sum(client.run(parked).values()) == 2)
+        client.run(failing_once("lease"))
+        other = ConsumerPool(client, pool, n_consumers=1)
+        other.start()
+        eventually(lambda: all(client.run(has_failed).values()))
+        other.cancel()
+        eventually(lambda: sum(client.run(awaited).values()) == 2)
+
+
+def test_a_release_that_fails_once(client: Client, pool: QueuePool, eventually: Callable[..., Any]) -> None:
+    """What was given back comes back."""
+    first = ConsumerPool(client, pool, n_consumers=1, batch_size=10)
+    first.start()
+    list(pool.map(nap, [0.001] * 50, timeout=LIMIT))  # it leases several at once now
+    futures = [pool.submit(nap, 0.5, n) for n in range(20)]
+    eventually(lambda: sum(queue.delivered for queue in pool.stats()))
+    client.run(failing_once("release"))
+    first.cancel()
+    with ConsumerPool(client, pool, concurrency=10):
+        assert [future.result(LIMIT) for future in futures] == list(range(20))
+
+
+def test_a_batch_that_cannot_be_read(client: Client, pool: QueuePool, eventually: Callable[..., Any]) -> None:
+    """Its messages fail, and nothing else."""
+
+    async def put(dask_worker: Any) -> None:
+        damaged = Batch(3, b"xyz", lengths_column([b"x", b"y", b"z"]), b"?", Kind.CALL, client=1, keep=Keep.STREAM)
+        for actor in dask_worker.plugins["daskqueue"].host.actors.values():
+            await actor.admit([damaged])
+
+    with ConsumerPool(client, pool):
+        client.run(put)
+        eventually(lambda: pool.stats()[0].failed == 3)
+        assert pool.submit(abs, -1).result(LIMIT) == 1
+        pool.join(timeout=LIMIT)
+
+
+def test_a_paused_worker_gives_back_what_it_had_asked_for(
+    client: Client, pool: QueuePool, victims: Any, eventually: Callable[..., Any]
+) -> None:
+    """Its request was parked before Dask paused it for memory, and is the first in the queue."""
+
+    def become(status: Status, dask_worker: Any) -> None:
+        dask_worker.status = status
+
+    host = victims(client).host(pool)
+    pid = victims(client).pids()[host]
+    with ConsumerPool(client, pool):
+        eventually(lambda: client.run(parked)[host] == 2)
+        client.run(become, Status.paused, workers=[host])
+        try:
+            assert pid not in {pool.submit(os.getpid).result(LIMIT) for _ in range(5)}
+            eventually(lambda: client.run(parked)[host] == 1)
+        finally:
+            client.run(become, Status.running, workers=[host])
+        eventually(lambda: client.run(parked)[host] == 2)
+
+
+def test_a_long_task_is_looked_at_less_and_less(client: Client, pool: QueuePool) -> None:
+    """Hundreds of them on a worker cost nothing."""
+
+    def count(dask_worker: Any) -> None:
+        def counted(chunk: Chunk) -> Any:
+            looks.append(1)
+            return honest(chunk)
+
+        looks: list[int] = []
+        honest, Chunk.take_rest = Chunk.take_rest, counted  # type: ignore[method-assign]
+        dask_worker.looks, dask_worker.honest = looks, honest
+
+    def looked(dask_worker: Any) -> int:
+        Chunk.take_rest = dask_worker.honest  # type: ignore[method-assign]
+        return len(dask_worker.looks)
+
+    with ConsumerPool(client, pool, n_consumers=1):
+        client.run(count)
+        pool.submit(nap, 1.5).result(LIMIT)
+        assert 3 <= sum(client.run(looked).values()) <= 5, "after 0.1, 0.2, 0.4, 0.8 s"
+
+
+def test_no_heartbeats_while_idle(client: Client, pool: QueuePool, eventually: Callable[..., Any]) -> None:
+    """A parked request gives no reason for one."""
+
+    def quiet(dask_worker: Any) -> bool:
+        books = dask_worker.plugins["daskqueue"].books.values()
+        return len(books) == 1 and not any(book.active for book in books)
+
+    with ConsumerPool(client, pool):
+        eventually(lambda: sum(client.run(parked).values()) == 2)
+        eventually(lambda: all(client.run(quiet).values()))
 
 
 # ------------------------------------------------------------------------------------------------ calls and items

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 
 from daskqueue import ConsumerPool, QueuePool
 
@@ -24,6 +25,7 @@ def cpu_seconds(pid: int) -> float:
         return sum(psutil.Process(pid).cpu_times()[:2])
 
 
+@pytest.mark.slow
 def test_idle_pool_costs_under_one_percent_of_a_core(new_cluster: Callable[..., Any]) -> None:
     """Scheduler, client and workers together, idle pool against the bare cluster, in alternating windows."""
     _, client = new_cluster()

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -182,6 +182,40 @@ def test_two_queues_and_one_lost(new_workers: Callable[..., Any], victims: Any, 
     pool.shutdown()
 
 
+def test_no_worker_can_host(
+    new_cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> None:
+    """They are asked again, but not all the time; when one can, the pool is there."""
+
+    def break_(dask_worker: Any) -> None:
+        host = dask_worker.plugins["daskqueue"].host
+        host.open_, host.open = host.open, None
+
+    def mend(dask_worker: Any) -> None:
+        host = dask_worker.plugins["daskqueue"].host
+        host.open = host.open_
+
+    cluster, client = new_cluster()
+    QueuePool(client).shutdown()  # installs the plugins
+    directory = cluster.scheduler.plugins["daskqueue"].directory
+    honest, failures = directory.host_failed, []
+
+    def host_failed(pool: str, uuid: str) -> Any:
+        failures.append(time.monotonic())
+        return honest(pool, uuid)
+
+    monkeypatch.setattr(directory, "host_failed", host_failed)
+    client.run(break_)
+    with ThreadPoolExecutor(1) as thread:
+        opening = thread.submit(lambda: started(client))
+        eventually(lambda: len(failures) == 4)
+        assert failures[3] - failures[0] > 1.4, "half a second between two"
+        client.run(mend)
+        pool = opening.result(LIMIT)
+        assert pool.submit(abs, -1).result(LIMIT) == 1
+        pool.shutdown()
+
+
 # ------------------------------------------------------------------------------------------------------ early ack
 
 
@@ -286,6 +320,7 @@ def test_cluster_closed(new_cluster: Callable[..., Any], oracle: Any, eventually
     pool.shutdown()
 
 
+@pytest.mark.slow
 def test_random_kills(new_cluster: Callable[..., Any], oracle: Any, eventually: Callable[..., Any]) -> None:
     """Workers die at random while 3,000 tasks run: every future ends with its value, and each was executed."""
     cluster, client = new_cluster()

@@ -28,7 +28,7 @@ class RequestNumbers:
 
 
 class Heartbeat(NamedTuple):
-    """What an owner says to a queue, once a second while it holds or awaits anything."""
+    """What an owner says to a queue, once a second while there is something to say (`LeaseBook.active`)."""
 
     held: dict[int, tuple[int, int]]  # lease -> positions: below the first all have run, from the second on none
     open: tuple[int, ...]
@@ -54,8 +54,12 @@ class LeaseBook:
 
     @property
     def active(self) -> bool:
-        """Whether there is something to say in a heartbeat."""
-        return bool(self._open or self._held or self._farewells)
+        """Whether there is something to say in a heartbeat: leases to renew, or a request to take leave of.
+
+        A request that waits at the queue needs no heartbeat. It holds nothing that could lapse, and if the connection
+        breaks under its answer, it is repeated under its number and gets the same lease, or a new one.
+        """
+        return bool(self._held or self._farewells)
 
     @property
     def held(self) -> list[int]:

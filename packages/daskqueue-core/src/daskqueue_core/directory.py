@@ -5,7 +5,8 @@ carries out. A queue's place is `(uuid, address, epoch)`. The uuid is the life o
 lost, the queue gets a new uuid on another worker, and everybody who still names the old one learns that it is lost.
 
 Invariants: a queue has an address only of a worker that is here; a consumer pool with a number runs that many
-consumers as long as there is a worker; an order is given once, and whoever fails to carry it out says so.
+consumers as long as there is a worker that can, spread so that no two workers differ by more than one; an order is
+given once, and whoever fails to carry it out says so.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Release(NamedTuple):
 
 
 class Consume(NamedTuple):
-    """Run `count` consumers of consumer pool `consumers` on the worker `address` (0: none any more)."""
+    """Run `count` consumers of consumer pool `consumers` on the worker `address` (0: none for now)."""
 
     address: str
     pool: str
@@ -103,6 +104,9 @@ class ConsumerPoolRecord:
     count: int | None
     kinds: tuple[int, ...]
     placed: dict[str, int] = field(default_factory=dict)
+    """How many each worker runs; 0 where they are idle and may come back."""
+    failed: set[str] = field(default_factory=set)
+    """Workers that could not run them."""
 
 
 @dataclass
@@ -183,6 +187,7 @@ class Directory:
                 elif place.address:
                     hosts.add(place.address)
             for consumers in pool.consumers.values():
+                consumers.failed.discard(address)
                 if consumers.placed.pop(address, 0):
                     orders += self._place_consumers(consumers)
         return [*(Release(host, worker.owner) for host in sorted(hosts)), *orders]
@@ -289,23 +294,30 @@ class Directory:
             return []
         return [StopConsuming(address, id, drain) for address in consumers.placed]
 
-    def _place_consumers(self, consumers: ConsumerPoolRecord) -> list[Order]:
-        """Round robin over the workers; those that run already stay."""
-        if not self._workers:
+    def consume_failed(self, pool: str, id: str, address: str) -> list[Order]:
+        """The worker could not run these consumers: others do, and it is not asked again as long as it is here."""
+        record = self.pools.get(pool)
+        consumers = record.consumers.get(id) if record is not None else None
+        if consumers is None or address not in consumers.placed:
             return []
+        del consumers.placed[address]
+        consumers.failed.add(address)
+        return self._place_consumers(consumers)
+
+    def _place_consumers(self, consumers: ConsumerPoolRecord) -> list[Order]:
+        """Spread them evenly over the workers; those that run already stay where they can."""
         placed = consumers.placed
-        target = (
-            dict.fromkeys(self._workers, 1)
-            if consumers.count is None
-            else {address: placed.get(address, 0) for address in self._workers}
-        )
-        if consumers.count is not None:
-            while sum(target.values()) < consumers.count:
-                target[min(target, key=target.__getitem__)] += 1
+        able = [address for address in self._workers if address not in consumers.failed]
+        if consumers.count is None:
+            target = dict.fromkeys(able, 1)
+        else:
+            each, more = divmod(consumers.count, max(1, len(able)))
+            fullest = sorted(able, key=lambda address: -placed.get(address, 0))[:more]
+            target = {address: each + (address in fullest) for address in able}
         orders: list[Order] = [
             Consume(address, consumers.pool, consumers.id, count, consumers.spec)
             for address, count in target.items()
-            if count and placed.get(address, 0) != count
+            if placed.get(address, 0) != count
         ]
-        consumers.placed = {address: count for address, count in target.items() if count}
+        consumers.placed = {address: count for address, count in target.items() if count or address in placed}
         return orders

@@ -68,7 +68,7 @@ class SimWorker(SimNode):
                 queue.owner_lost(arguments["owner"])
         elif op == "consume":
             self.link.places = self.link.places or arguments["places"]
-            self.consumer.resize(self.slots, arguments["spec"])
+            self.consumer.resize(self.slots * arguments["count"], arguments["spec"])
         else:
             assert op == "stop", op
             self.consumer.stop()
@@ -155,14 +155,21 @@ def _message(order: Order, directory: Directory) -> tuple[str, dict[str, Any]]:
     if isinstance(order, StopConsuming):
         return "stop", {}
     assert isinstance(order, Consume)
-    return "consume", {"places": list(directory.pools[order.pool].places), "spec": order.spec}
+    places = list(directory.pools[order.pool].places)
+    return "consume", {"places": places, "count": order.count, "spec": order.spec}
 
 
 class SimCluster:
     """Builds the nodes, breaks them, and remembers what ran where."""
 
     def __init__(
-        self, *, n_queues: int = 1, ttl_s: float = 300.0, early_ack: bool = False, resubmit: bool = True
+        self,
+        *,
+        n_queues: int = 1,
+        n_consumers: int | None = None,
+        ttl_s: float = 300.0,
+        early_ack: bool = False,
+        resubmit: bool = True,
     ) -> None:
         self.simulation = Simulation()
         self.network = SimNetwork(self.simulation)
@@ -173,6 +180,7 @@ class SimCluster:
         self.works: list[SimWork] = []
         self.starts: dict[int, list[Start]] = {}
         self._n_queues = n_queues
+        self._n_consumers = n_consumers
         self._spec = {"ttl": round(ttl_s * 1e9), "early_ack": early_ack}
         self._resubmit = resubmit and not early_ack
 
@@ -198,7 +206,7 @@ class SimCluster:
         return client
 
     def start(self) -> None:
-        """The first client opens the pool, the others attach; consumers start on every worker."""
+        """The first client opens the pool, the others attach; consumers start, on every worker unless numbered."""
         first, *others = self.clients
         options: dict[str, Any] = {}
         directory = self.directory
@@ -209,7 +217,9 @@ class SimCluster:
         kinds = tuple(int(kind) for kind in Kind)
         early_ack = bool(self._spec["early_ack"])
         self.scheduler.carry_out(
-            directory.start_consumers(POOL, CONSUMERS, self._spec, count=None, kinds=kinds, early_ack=early_ack)
+            directory.start_consumers(
+                POOL, CONSUMERS, self._spec, count=self._n_consumers, kinds=kinds, early_ack=early_ack
+            )
         )
         for client in self.clients:
             client.link.places = list(directory.pools[POOL].places)

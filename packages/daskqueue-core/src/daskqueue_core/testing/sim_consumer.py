@@ -17,7 +17,7 @@ from daskqueue_core.batch import Kind, Run
 from daskqueue_core.consumer import LeaseBook, RequestNumbers
 from daskqueue_core.errors import QueueUnavailable
 from daskqueue_core.outcomes import Report
-from daskqueue_core.pacing import CAP, OVERSTAY_S, Pacer
+from daskqueue_core.pacing import CAP, Pacer
 from daskqueue_core.queue import Demand, Lease
 from daskqueue_core.testing.sim_host import HEARTBEAT_S
 from daskqueue_core.testing.sim_link import PoolGone, QueueReplaced, SimLink
@@ -27,6 +27,7 @@ from daskqueue_core.testing.simulation import Cancelled, SimNode, Task
 __all__ = ["SimConsumer"]
 
 POLL_S: Final = 20.0
+OVERSTAY_LONGEST_S: Final = 5.0
 
 
 class SimConsumer:
@@ -58,17 +59,22 @@ class SimConsumer:
     # -- life
 
     def resize(self, slots: int, spec: Mapping[str, Any]) -> None:
-        """Run `slots` messages at once."""
+        """Run `slots` messages at once; with none, give back what has not begun."""
         self.ttl, self.early_ack = spec["ttl"], spec["early_ack"]
         if self._balancer is None:
             self._balancer = ConsumerBalancer(len(self._link.places))
             self._node.spawn(self._beat)
         self.slots = slots
+        if not slots:
+            self._leave()
         self.pump()
 
     def stop(self) -> None:
         """Lease nothing more, and give back what has not begun."""
         self.stopping = True
+        self._leave()
+
+    def _leave(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
         self._withdraw()
@@ -92,7 +98,12 @@ class SimConsumer:
     def _ask(self) -> None:
         free = self.slots - len(self._running) - len(self._backlog)
         if free <= 0:
-            if self._backlog or not self._running or not all(chunk.is_ending for chunk in self._running):
+            if (
+                not self.slots
+                or self._backlog
+                or not self._running
+                or not all(chunk.is_ending for chunk in self._running)
+            ):
                 return
             free = self.slots
         if len(self._link.places) == 1:
@@ -169,7 +180,7 @@ class SimConsumer:
             if again:
                 node.later(0, self.pump)
             return False
-        if not book.granted(number, lease.id, len(lease)) or self.stopping:
+        if not book.granted(number, lease.id, len(lease)) or self.stopping or not self.slots:
             node.spawn(self._release, index, uuid, lease.id, lease.runs)
             return False
         self._accept(index, uuid, lease, free)
@@ -238,7 +249,8 @@ class SimConsumer:
         self._give_back(everything=False)
         if len(self._running) >= self.slots:
             self._withdraw()
-        chunk.timer = self._node.later(OVERSTAY_S, partial(self._overstayed, chunk))
+        chunk.timer = self._node.later(chunk.patience, partial(self._overstayed, chunk))
+        chunk.patience = min(2 * chunk.patience, OVERSTAY_LONGEST_S)
 
     def _withdraw(self) -> None:
         for request in list(self._requests.values()):

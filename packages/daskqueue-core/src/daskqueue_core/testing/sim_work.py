@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from daskqueue_core.batch import Part, Run, merge_runs
 from daskqueue_core.outcomes import Report
+from daskqueue_core.pacing import OVERSTAY_S
 from daskqueue_core.queue import Lease
 from daskqueue_core.testing.simulation import Timer
 
@@ -82,6 +83,7 @@ class SimChunk:
         self.todo = deque(todo)
         self.done: list[SimDone] = []
         self.timer: Timer | None = None
+        self.patience = OVERSTAY_S
         self.is_ending = False
         self.prefetch: Timer | None = None
 

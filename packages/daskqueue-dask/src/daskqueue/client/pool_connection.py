@@ -14,7 +14,7 @@ from daskqueue.client.collector import Collector
 from daskqueue.client.futures import Sink, TaskFuture
 from daskqueue.client.item_door import put_now
 from daskqueue.client.session import Session
-from daskqueue.client.submitter import Submitter
+from daskqueue.client.submitter import Submitter, most_in_a_put
 from daskqueue.client.timeouts import WaitTimeout
 from daskqueue.utils import logger
 from daskqueue.wire import nested
@@ -53,8 +53,9 @@ class PoolConnection:
         ttl = options["result_ttl"]
         self._kept = KeptResults(ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"])
         maxsize = options["maxsize"]
+        most = most_in_a_put(maxsize, options["on_full"])
         self.streams = [
-            ProducerStream(place.uuid, lambda: secrets.randbits(64), maxsize=maxsize) for place in route.places
+            ProducerStream(place.uuid, lambda: secrets.randbits(64), maxsize=most) for place in route.places
         ]
         self.submitter = Submitter(session, route, self.streams, self, maxsize=maxsize, on_full=options["on_full"])
         self._door_balancer = RoundRobin(len(route), start=session.id)

@@ -277,26 +277,26 @@ class QueuePool:
     def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> Any:
         """End the pool, for everybody who uses it. Waits for its work first, if a consumer is there to do it.
 
-        `cancel_futures`: cancels what has not begun. `wait=False` returns at once: the pool ends when its work is done
-        (with `cancel_futures`: now, and what runs ends with `CancelledError`). Calling it again does nothing.
+        `cancel_futures` cancels what has not begun. `wait=False` returns at once, and the pool ends when its work is done.
+        Calling it again does nothing.
         """
         connection = self._connection
         if connection.error is not None:
             return self._session.sync(_nothing()) if self._session.asynchronous else None
         connection.refuse()
-        work = self._shut_down(wait or not cancel_futures, cancel_futures)
+        work = self._shut_down(cancel_futures)
         if wait or not self._session.alive:
             return self._session.sync(work)
         self._session.soon(self._session.spawn, work)
         return self._session.sync(_nothing()) if self._session.asynchronous else None
 
-    async def _shut_down(self, wait: bool, cancel_futures: bool) -> None:
+    async def _shut_down(self, cancel_futures: bool) -> None:
         connection = self._connection
         if self._session.alive:
             if cancel_futures:
                 await connection.cancel_everything()
             with contextlib.suppress(QueueLost, PoolClosed, OSError):
-                kinds = await self._served() if wait else ()
+                kinds = await self._served()
                 if kinds and cancel_futures:
                     await connection.collector.wait_quiet()
                 elif kinds:
@@ -324,7 +324,7 @@ class QueuePool:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._shut_down(kind is None, kind is not None)
+        await self._shut_down(kind is not None)
 
 
 async def _nothing() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from distributed import Client, get_client
 
 from daskqueue.client.callbacks import CallbackThread
+from daskqueue.utils import logger
 from daskqueue.wire.link import Link, SchedulerGone, new_connection_pool
 from daskqueue.wire.operations import HANDLER, OK
 from daskqueue_core.directory import Place
@@ -142,8 +143,13 @@ class Session:
         """Run `coroutine` on the event loop, from the event loop; nobody has to wait for it."""
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._spawned)
         return task
+
+    def _spawned(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("daskqueue failed in the background of a client", exc_info=task.exception())
 
     def soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback` on the client's event loop."""

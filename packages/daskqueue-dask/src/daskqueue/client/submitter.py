@@ -27,7 +27,7 @@ from daskqueue_core.ledger import Early
 from daskqueue_core.producer import ProducerStream, PutRequest
 from daskqueue_core.queue import Accepted, Full
 
-__all__ = ["BATCH_BYTES", "BATCH_CALLS", "Owner", "Submitter"]
+__all__ = ["BATCH_BYTES", "BATCH_CALLS", "Owner", "Submitter", "most_in_a_put"]
 
 BATCH_CALLS: Final = 1000
 BATCH_BYTES: Final = 1 << 20
@@ -56,6 +56,14 @@ class Owner(Home, Protocol):
         """Nothing more will come of this pool."""
 
 
+def most_in_a_put(maxsize: int, on_full: str) -> int:
+    """How many messages one put takes at most (0: no limit).
+
+    A part of the queue's room: what fills it would have to wait until it is empty. Not if nothing is to wait.
+    """
+    return max(1, maxsize // 4) if maxsize and on_full == "wait" else maxsize
+
+
 class Submitter:
     """Puts what one pool object submits into the pool's queues."""
 
@@ -74,7 +82,7 @@ class Submitter:
         self._route = route
         self._streams = streams
         self._owner = owner
-        self.batch_calls = min(BATCH_CALLS, maxsize or BATCH_CALLS)  # of a batch, at most
+        self.batch_calls = min(BATCH_CALLS, most_in_a_put(maxsize, on_full) or BATCH_CALLS)  # of a batch, at most
         self._maxsize = maxsize
         self._wait_for_room_s = ROOM_WAIT_S if on_full == "wait" else 0.0
         self._balancer = RoundRobin(len(streams), start=session.id)
@@ -243,24 +251,27 @@ class Submitter:
     def _refuse(self, index: int, put: PutRequest) -> None:
         """The queue is full, and whoever submitted asked to hear of it."""
         error = QueueFull(f"queue {index} of pool {self._route.pool!r} is full")
-        for lost in self._streams[index].refused(put):
+        refused = self._streams[index].refused(put)
+        for lost in refused:
             if lost.sink is not None:
                 for lo, hi in lost.runs:
                     lost.sink.lose(lost.shift + lo, lost.shift + hi, error)
-        for batch in put.batches:
-            waiting = self._accepted.get(id(batch))
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(error)
-        self.taken_back()
+        if refused:
+            self._done(put, error)
+        self.go_on()
 
-    def _done(self, put: PutRequest) -> None:
+    def _done(self, put: PutRequest, error: BaseException | None = None) -> None:
+        """`put` is not buffered any more: it was accepted, or refused with `error`."""
         count = nbytes = 0
         for batch in put.batches:
             count += batch.count
             nbytes += len(batch.body)
             waiting = self._accepted.get(id(batch))
             if waiting is not None and not waiting.done():
-                waiting.set_result(None)
+                if error is None:
+                    waiting.set_result(None)
+                else:
+                    waiting.set_exception(error)
         with self._lock:
             self._buffered -= count
             self._buffered_bytes -= nbytes

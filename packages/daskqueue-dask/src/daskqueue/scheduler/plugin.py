@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+import weakref
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._leaving: dict[str, asyncio.TimerHandle] = {}
+        self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
         self._connections = new_connection_pool(scheduler.connection_args)
         self._connected = self._spawn(self._connections.start())
         scheduler.handlers[HANDLER] = self.handle
@@ -64,7 +66,8 @@ class DaskQueueScheduler(SchedulerPlugin):
     # -- hooks of Dask
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
-        """A worker is gone: its queues and consumers move."""
+        """A worker is gone: its queues and consumers move. Orders that it has not answered end."""
+        self._connections.remove(worker)
         self._carry_out(self.directory.worker_left(worker))
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
@@ -224,18 +227,30 @@ class DaskQueueScheduler(SchedulerPlugin):
     async def _do(self, order: Order) -> str | None:
         """Carry out one order; returns what went wrong.
 
-        A worker that cannot be reached is asked again until it is gone: then the directory has dealt with it.
+        Consumers of one pool on one worker are resized in the order that was decided, each answered before the next.
         """
+        if not isinstance(order, Consume):
+            return await self._obey(order)
+        async with self._turns.setdefault((order.address, order.consumers), asyncio.Lock()):
+            return None if self._outdated(order) else await self._obey(order)
+
+    async def _obey(self, order: Order) -> str | None:
+        """A worker that cannot be reached is asked again until it is gone: then the directory has dealt with it."""
         while True:
             try:
                 await self._tell(order)
             except Exception as error:
+                failure = f"worker {order.address}: {error}"
                 if isinstance(order, Host):
                     logger.warning("worker %s did not host queue %s: %s", order.address, order.uuid, error)
+                    await asyncio.sleep(REHOST_PAUSE_S)  # if no worker can, they are not asked all the time
                     self._carry_out(self.directory.host_failed(order.pool, order.uuid))
-                    return f"worker {order.address}: {error}"
+                    return failure
                 if not isinstance(error, OSError) or isinstance(error, asyncio.TimeoutError):
-                    return f"worker {order.address}: {error}"
+                    if isinstance(order, Consume):
+                        logger.error("consumers did not start, others take their place if there are any: %s", failure)
+                        self._carry_out(self.directory.consume_failed(order.pool, order.consumers, order.address))
+                    return failure
             else:
                 if isinstance(order, Host):
                     self.directory.hosted(order.pool, order.uuid)
@@ -287,7 +302,8 @@ class DaskQueueScheduler(SchedulerPlugin):
     async def _order(self, address: str, do: str, **message: Any) -> None:
         await self._connected
         call = getattr(self._connections(address), HANDLER)(do=do, **message)
-        answer = await asyncio.wait_for(call, None if do == "stop" else ORDER_TIMEOUT_S)
+        patience = None if do in ("consume", "stop") else ORDER_TIMEOUT_S  # the user's setup and tasks take their time
+        answer = await asyncio.wait_for(call, patience)
         if not isinstance(answer, (list, tuple)) or answer[0] != OK:
             raise RuntimeError(f"{do} failed: {answer!r}" if not answer else f"{do} failed: {': '.join(answer[1:])}")
 

@@ -11,8 +11,9 @@ from daskqueue.wire.errors import encode_error
 from daskqueue.worker.runners import Job, JobReport
 from daskqueue_core.batch import Run
 from daskqueue_core.outcomes import Report
+from daskqueue_core.pacing import OVERSTAY_S
 
-__all__ = ["Chunk", "Share"]
+__all__ = ["Chunk", "Share", "failed"]
 
 Share = tuple[int, int, "Job | None"]
 """First message, how many, and the job that runs them; no job: nothing is to be done."""
@@ -28,6 +29,7 @@ class Chunk:
         self.function = function
         self.is_ending = False  # the next lease may be fetched
         self.timer: asyncio.TimerHandle | None = None  # when it has overstayed
+        self.patience = OVERSTAY_S  # until it is looked at again, once it has: doubles
         self.prefetch: asyncio.TimerHandle | None = None
         self.executed = 0
         self.seconds = 0.0
@@ -35,6 +37,7 @@ class Chunk:
         self._shares = shares
         self._at = 0  # the share that runs
         self._reports: deque[Report] = deque()  # not handed out yet
+        self._harvested = (0, 0)  # share and element up to which it was
         self._taken: dict[int, int] = {}  # share -> how many messages went back
 
     def stop_timers(self) -> None:
@@ -53,6 +56,16 @@ class Chunk:
         """Whether it belongs on the private loop."""
         job = self._shares[0][2]
         return job is not None and job.is_async
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something has ended that `harvest` did not see; never of one message: the chunk would be over."""
+        return self.count > 1 and self._progress() != self._harvested
+
+    def _progress(self) -> tuple[int, int]:
+        at = self._at
+        job = self._shares[at][2] if at < len(self._shares) else None
+        return at, job.finished if job is not None else 0
 
     def run(self) -> list[Report]:
         """Run all in this thread; returns what was not harvested meanwhile. Does not raise."""
@@ -75,7 +88,7 @@ class Chunk:
         """What has ended so far of a chunk that still runs; from another thread."""
         if nested.unflushed():
             return []  # what these tasks submitted must be there before they are said to be done
-        at = self._at
+        self._harvested = at, _ = self._progress()
         if at < len(self._shares):
             job = self._shares[at][2]
             report = job.harvest() if job is not None else None
@@ -119,10 +132,12 @@ class Chunk:
 
     def fail(self, error: BaseException | None) -> list[Report]:
         """What to report if running it failed as a whole: every message that was not given back, with that error."""
-        blob, text = encode_error(error if error is not None else RuntimeError("the chunk ended without a result"))
-        reports = []
-        for at, (start, count, _) in enumerate(self._shares):
-            left = count - self._taken.get(at, 0)
-            if left:
-                reports.append(Report(start, start + left, errors=tuple((i, blob, text) for i in range(left))))
-        return reports
+        error = error if error is not None else RuntimeError("the chunk ended without a result")
+        left = [(start, count - self._taken.get(at, 0)) for at, (start, count, _) in enumerate(self._shares)]
+        return [failed(start, count, error) for start, count in left if count]
+
+
+def failed(start: int, count: int, error: BaseException) -> Report:
+    """What to say of messages that could not be run: each failed with `error`."""
+    blob, text = encode_error(error)
+    return Report(start, start + count, errors=tuple((at, blob, text) for at in range(count)))

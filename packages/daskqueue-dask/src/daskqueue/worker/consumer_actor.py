@@ -5,6 +5,9 @@ ready, so nothing polls. A lease brings about 25 ms of work per free slot (`paci
 share, a `Chunk`, runs in one executor call. Reports ride on the next lease request, or go alone if none is due. A
 chunk that overstays gives back its unstarted tail and whatever waits behind it.
 
+A message of a lease ends in one of three ways here: reported, given back, or its queue's life is over. What a queue
+did not answer is said again after `AGAIN_S`, for ever: its lease lives as long as this worker.
+
 All state is touched on the worker's event loop only. `LeaseBook` keeps what heartbeats say of it.
 """
 
@@ -12,26 +15,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from distributed.core import Status
-from distributed.threadpoolexecutor import ThreadPoolExecutor
 
-from daskqueue.consumers import ConsumerBaseClass, DummyConsumer
+from daskqueue.consumers import DummyConsumer
 from daskqueue.wire.compat import coroutine_context, task_context
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue.worker.block_cache import BlockCache
-from daskqueue.worker.chunk import Chunk
+from daskqueue.worker.chunk import Chunk, failed
 from daskqueue.worker.runners import Job
+from daskqueue.worker.task_executor import TaskExecutor
+from daskqueue.worker.user_object import UserObject
 from daskqueue_core.balancer import ConsumerBalancer
 from daskqueue_core.batch import Kind, Part, Run
 from daskqueue_core.outcomes import Report
-from daskqueue_core.pacing import CAP, OVERSTAY_S, Pacer
+from daskqueue_core.pacing import CAP, Pacer
 from daskqueue_core.queue import Demand, Lease
 
 if TYPE_CHECKING:
@@ -43,8 +45,28 @@ logger = logging.getLogger(__name__)
 
 POLL_S: Final = 20.0
 PAUSED_S: Final = 0.1
+AGAIN_S: Final = 1.0
+OVERSTAY_LONGEST_S: Final = 5.0
 
 _GONE: Final = (QueueReplaced, PoolGone, SchedulerGone)
+
+
+class _Ask:
+    """A lease request that is parked or under way."""
+
+    __slots__ = ("begun", "free", "index", "limit", "number", "reports", "task", "uuid", "wait", "while_paused")
+
+    def __init__(self, index: int, uuid: str, number: int, free: int, wait: float) -> None:
+        self.index = index
+        self.uuid = uuid
+        self.number = number
+        self.free = free
+        self.wait = wait
+        self.limit = CAP * free
+        self.reports: list[tuple[int, list[Report]]] = []  # that ride along
+        self.while_paused = False  # for the one message that a paused worker may take
+        self.begun = False
+        self.task: asyncio.Task[bool]
 
 
 class ConsumerActor:
@@ -53,6 +75,7 @@ class ConsumerActor:
     def __init__(self, node: DaskQueueWorker, route: Route, id: str, spec: Mapping[str, Any]) -> None:
         self.id = id
         self.pool = route.pool
+        self.user = UserObject(node.worker, spec["consumer_class"], id)
         self._node = node
         self._route = route
         self._spec = spec
@@ -60,92 +83,64 @@ class ConsumerActor:
         self._running: set[Chunk] = set()
         self._backlog: deque[Chunk] = deque()
         self._reports: dict[int, list[tuple[str, int, list[Report]]]] = {}  # index -> (uuid, lease, reports)
-        self._requests: dict[int, asyncio.Task[bool]] = {}  # parked or under way, by queue index
+        self._requests: dict[int, _Ask] = {}  # by queue index
         self._asking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
         self._pacer = Pacer()
         self._balancer = ConsumerBalancer(len(route))
         self._blocks = BlockCache()
+        self._executor = TaskExecutor(node.worker, spec["executor"], id)
+        self._starting: asyncio.Task[None] | None = None
         self._stopping = False
-        self._executor: Executor | None = None
-        self._own_executor = False
+        self._ending: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
 
     # -- life
 
     async def start(self) -> None:
-        """Load the consumer class and set it up; raises what that raises."""
-        consumer_class = pickle.loads(self._spec["consumer_class"])
-        self._consumer: ConsumerBaseClass = consumer_class()
-        self._kinds = tuple(int(kind) for kind in self._consumer.kinds)
-        await asyncio.get_running_loop().run_in_executor(
-            self._node.worker.executors["offload"], self._in_context(self._consumer.setup)
-        )
+        """Load the consumer class and set it up, once, however often this is awaited; raises what that raises."""
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self.user.set_up())
+        await asyncio.shield(self._starting)
 
     def resize(self, count: int) -> None:
-        """Be `count` consumers."""
+        """Be `count` consumers from now on. 0: lease nothing more and give back what has not begun."""
+        if self._stopping:
+            return
         threads = self._node.worker.state.nthreads
         concurrency = self._spec["concurrency"]
-        self._slots = count * (max(1, threads // max(1, count)) if concurrency is None else concurrency)
-        self._choose_executor()
+        slots = count * (max(1, threads // max(1, count)) if concurrency is None else concurrency)
+        if slots:
+            self._executor.resize(slots)
+        self._slots = slots
+        if not slots:
+            self._withdraw()
+            self._give_back(everything=True)
         self._pump()
 
-    def _choose_executor(self) -> None:
-        wanted = self._spec["executor"]
-        executors = self._node.worker.executors
-        if isinstance(wanted, bytes):
-            if self._executor is None:
-                self._executor, self._own_executor = pickle.loads(wanted)(), True
-        elif wanted != "default" or self._slots <= self._node.worker.state.nthreads:
-            if wanted not in executors:
-                raise ValueError(f"executor {wanted!r} is not one of this worker's: {sorted(executors)}")
-            self._drop_executor()
-            self._executor = executors[wanted]
-        else:  # more calls at once than the worker has threads: I/O-bound work, on threads of its own
-            self._drop_executor()
-            self._executor = ThreadPoolExecutor(self._slots, thread_name_prefix=f"daskqueue-{self.id[:8]}")
-            self._own_executor = True
+    def stop(self) -> asyncio.Task[None]:
+        """Lease nothing more and give back what has not begun; the task ends when what runs has ended and is reported.
 
-    def _drop_executor(self) -> None:
-        if self._own_executor and self._executor is not None:
-            self._executor.shutdown(wait=False)
-        self._own_executor = False
-
-    async def stop(self, *, drain: bool) -> None:
-        """Lease nothing more and give back what has not begun; return when what runs has ended and is reported.
-
-        Without `drain` only give back: what runs is reported when it ends, and nobody waits for it here.
+        Until then it must be told of heartbeats' answers and of lost queues: what it runs is leased.
         """
-        self._stopping = True
-        if self._asking is not None:
-            self._asking.cancel()
-        for request in list(self._requests.values()):
-            request.cancel()
-        self._give_back(everything=True)
-        ending = self._spawn(self._end())
-        if drain:
-            await asyncio.shield(ending)
-        else:
-            await asyncio.sleep(0)
+        if self._ending is None:
+            self._stopping = True
+            self._withdraw()
+            self._give_back(everything=True)
+            self._ending = self._spawn(self._end())
+        return self._ending
 
     async def _end(self) -> None:
         me = asyncio.current_task()
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
         while self._running or self._reports or any(task is not me for task in self._tasks):
             self._pump()
             others = [task for task in self._tasks if task is not me]
             if others:
                 await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.get_running_loop().run_in_executor(
-            self._node.worker.executors["offload"], self._in_context(self._consumer.teardown)
-        )
-        self._drop_executor()
-
-    def _in_context(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        def run() -> Any:
-            with task_context(self._node.worker, f"daskqueue-{type(self._consumer).__name__}"):
-                return call()
-
-        return run
+        await self.user.tear_down()
+        self._executor.close()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.ensure_future(coroutine)
@@ -165,6 +160,8 @@ class ConsumerActor:
             self._spawn(self._settle(index))
 
     def _ask(self) -> None:
+        if not self._slots:
+            return
         free = self._slots - len(self._running) - len(self._backlog)
         if free <= 0:
             if self._backlog or not self._running or not all(chunk.is_ending for chunk in self._running):
@@ -190,8 +187,21 @@ class ConsumerActor:
         for index, place in enumerate(self._route.places):
             actor = self._node.host.actors.get(place.uuid)
             if actor is not None and index not in self._requests and actor.is_left_alone(self._node.owner):
-                self._open_request(index, 1, 0.0, limit=1)
+                self._open_request(index, 1, 0.0, while_paused=True)
                 return
+
+    def leave_to_others(self) -> None:
+        """This worker does not run what comes, for a while: its parked requests would only be in the way."""
+        if not any(ask.while_paused for ask in self._requests.values()):
+            self._withdraw()
+        self._pump()  # which looks again when the worker may run
+
+    def _withdraw(self) -> None:
+        """Wait for no lease any more; the queues hear of it at once."""
+        if self._asking is not None:
+            self._asking.cancel()
+        for ask in list(self._requests.values()):
+            ask.task.cancel()
 
     def _retry_now(self) -> None:
         self._retry = None
@@ -216,78 +226,92 @@ class ConsumerActor:
 
     # -- leases
 
-    def _open_request(self, index: int, free: int, wait: float, limit: int = CAP) -> asyncio.Task[bool]:
+    def _open_request(self, index: int, free: int, wait: float, *, while_paused: bool = False) -> asyncio.Task[bool]:
         """Ask queue `index` for work; the result says whether it gave some. Reports that are due ride along."""
         uuid = self._route.places[index].uuid
-        number = self._node.book(uuid).request()
-        taken = self._take_reports(index, uuid)
-        request = self._requests[index] = self._spawn(
-            self._request(index, uuid, number, taken, free, wait, limit * free)
-        )
-        return request
+        ask = self._requests[index] = _Ask(index, uuid, self._node.book(uuid).request(), free, wait)
+        if while_paused:
+            ask.while_paused, ask.limit = True, 1
+        ask.reports = self._take_reports(index, uuid)
+        ask.task = self._spawn(self._request(ask))
+        ask.task.add_done_callback(partial(self._request_ended, ask))
+        return ask.task
 
-    async def _request(
-        self,
-        index: int,
-        uuid: str,
-        number: int,
-        taken: list[tuple[int, list[Report]]],
-        free: int,
-        wait: float,
-        limit: int,
-    ) -> bool:
-        node = self._node
+    def _request_ended(self, ask: _Ask, task: asyncio.Task[bool]) -> None:
+        if task.cancelled() and not ask.begun:  # cancelled before its first step: nobody has cleaned up
+            self._forget(ask)
+            self._give_up(ask)
+
+    def _forget(self, ask: _Ask) -> None:
+        if self._requests.get(ask.index) is ask:
+            del self._requests[ask.index]
+
+    def _give_up(self, ask: _Ask) -> None:
+        """Its answer, if one comes, is for nobody: the queue hears of it at once. Its reports go another way."""
+        book = self._node.books.get(ask.uuid)
+        if book is not None:
+            book.give_up(ask.number)
+            self._spawn(self._node.heartbeat(self._route, ask.index))
+        if ask.reports:
+            self._put_back(ask.index, ask.uuid, ask.reports)
+            ask.reports = []
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    async def _request(self, ask: _Ask) -> bool:
+        ask.begun = True
+        node, index, uuid = self._node, ask.index, ask.uuid
         book = node.book(uuid)
-        demand = Demand(free, self._pacer.wants(free, self._spec["batch_size"]), self._kinds, self._blocks.bases(uuid))
+        wants = self._pacer.wants(ask.free, self._spec["batch_size"])
         lease: Lease | None = None
-        again = wait > 0
+        again = ask.wait > 0
         try:
             lease = await node.link.call(
                 self._route,
                 index,
                 "lease",
                 uuid=uuid,
-                limit=limit,
+                limit=ask.limit,
                 owner=node.owner,
-                request=number,
+                request=ask.number,
                 ttl=node.ttl,
-                demand=demand,
+                demand=Demand(ask.free, wants, self.user.kinds, self._blocks.bases(uuid)),
                 once=self._spec["early_ack"],
-                wait=wait,
-                reports=taken,
+                wait=ask.wait,
+                reports=ask.reports,
             )
-        except asyncio.CancelledError:  # withdrawn: the queue hears of it at once
-            book.give_up(number)
-            self._put_back(index, uuid, taken)
-            self._spawn(node.heartbeat(self._route, index))
-            if taken:
-                asyncio.get_running_loop().call_soon(self._pump)
+        except asyncio.CancelledError:  # withdrawn
+            self._give_up(ask)
             raise
         except _GONE as gone:
             self._lost(index, uuid)
             again = isinstance(gone, QueueReplaced)
             if not again:
                 self._stopping = True
-        except Exception:
-            logger.exception("pool %s: the lease request to queue %s failed", self._route.pool, index)
-            self._put_back(index, uuid, taken)
-            taken = []
-            await asyncio.sleep(1.0)
+        except Exception as error:
+            self._warn("lease", index, error)
+            self._give_up(ask)
+            await asyncio.sleep(AGAIN_S)
         finally:
-            if self._requests.get(index) is asyncio.current_task():
-                del self._requests[index]
-        for lease_id, reports in taken:
+            self._forget(ask)
+        for lease_id, reports in ask.reports:
             book.settled(lease_id, sum(report.stop - report.start for report in reports))
         if lease is None:
-            book.withdraw(number)
+            book.withdraw(ask.number)
             if again:
                 asyncio.get_running_loop().call_soon(self._pump)
             return False
-        if not book.granted(number, lease.id, len(lease)) or self._stopping:
+        if not book.granted(ask.number, lease.id, len(lease)) or not self._may_take(ask):
             self._spawn(self._release(index, uuid, lease.id, lease.runs))
+            asyncio.get_running_loop().call_soon(self._pump)
             return False
-        self._accept(index, uuid, lease, free)
+        self._accept(index, uuid, lease, ask.free)
         return True
+
+    def _may_take(self, ask: _Ask) -> bool:
+        """Whether what came of a request is still wanted: the worker may have been paused, or all this stopped."""
+        if self._stopping or not self._slots:
+            return False
+        return ask.while_paused or bool(self._node.worker.status == Status.running)
 
     def _accept(self, index: int, uuid: str, lease: Lease, free: int) -> None:
         """Split a lease over the free slots."""
@@ -300,20 +324,27 @@ class ConsumerActor:
                 parts.append(whole)
         share = -(-len(lease) // free)
         for some in _shares(parts, share):
-            jobs = [(part.start, part.count, self._job(part)) for part in some]
-            self._backlog.append(Chunk(index, uuid, lease.id, some[0].function, jobs))
+            jobs = []
+            for part in some:
+                try:
+                    jobs.append((part.start, part.count, self._job(part)))
+                except Exception as error:  # its head is damaged: these fail, and the others run
+                    self._report(index, uuid, lease.id, [failed(part.start, part.count, error)])
+            if jobs:
+                self._backlog.append(Chunk(index, uuid, lease.id, some[0].function, jobs))
         self._pump()
 
     def _job(self, part: Part) -> Job | None:
-        if isinstance(self._consumer, DummyConsumer):
+        consumer = self.user.consumer
+        assert consumer is not None, "it leases after its setup"
+        if isinstance(consumer, DummyConsumer):
             return None
         lo = 0 if part.lengths else part.offset
         body = part.body if part.body is not None else b""
         options: dict[str, Any] = {"context": self._context, "private_loop": self._node.async_loop}
         if part.kind == Kind.CALL:
             return Job.of_calls(part.shared, body, part.lengths or None, lo, lo + part.count, **options)
-        process_item = self._consumer.process_item
-        return Job.of_items(process_item, body, part.lengths or None, lo, lo + part.count, **options)
+        return Job.of_items(consumer.process_item, body, part.lengths or None, lo, lo + part.count, **options)
 
     def _context(self, name: str) -> Any:
         if asyncio._get_running_loop() is not None:  # on the private loop, where tasks interleave
@@ -336,8 +367,7 @@ class ConsumerActor:
         if chunk.is_async:
             running = asyncio.wrap_future(self._node.async_loop.submit(chunk.run_async()))
         else:
-            assert self._executor is not None
-            running = asyncio.ensure_future(loop.run_in_executor(self._executor, chunk.run))
+            running = asyncio.ensure_future(loop.run_in_executor(self._executor.executor, chunk.run))
         self._tasks.add(running)
         running.add_done_callback(partial(self._ran, chunk))
 
@@ -356,27 +386,26 @@ class ConsumerActor:
             reports = running.result()
             if chunk.executed:
                 self._pacer.observe(chunk.function, chunk.executed, chunk.seconds, chunk.nbytes)
-        if reports:
-            self._reports.setdefault(chunk.index, []).append((chunk.uuid, chunk.lease, reports))
+        self._report(chunk.index, chunk.uuid, chunk.lease, reports)
         self._pump()
 
     def _overstayed(self, chunk: Chunk) -> None:
         """It runs much longer than it should: nothing may wait behind it that could run elsewhere, or is done."""
         chunk.is_ending = False
         self._spawn_release(chunk)
-        self._spawn(self._harvest(chunk))
+        if chunk.has_news:
+            self._spawn(self._harvest(chunk))
         self._give_back(everything=False)
         if len(self._running) >= self._slots:
-            for request in list(self._requests.values()):
-                request.cancel()
-        chunk.timer = asyncio.get_running_loop().call_later(OVERSTAY_S, self._overstayed, chunk)
+            self._withdraw()
+        chunk.timer = asyncio.get_running_loop().call_later(chunk.patience, self._overstayed, chunk)
+        chunk.patience = min(2 * chunk.patience, OVERSTAY_LONGEST_S)
 
     async def _harvest(self, chunk: Chunk) -> None:
         """Report what is done of a chunk that goes on. Pickling is user code, so not on this loop."""
-        executor = self._node.worker.executors["offload"]
-        reports = await asyncio.get_running_loop().run_in_executor(executor, chunk.harvest)
+        reports = await self.user.run(chunk.harvest)
         if reports:
-            self._reports.setdefault(chunk.index, []).append((chunk.uuid, chunk.lease, reports))
+            self._report(chunk.index, chunk.uuid, chunk.lease, reports)
             self._pump()
 
     def _give_back(self, *, everything: bool) -> None:
@@ -399,36 +428,51 @@ class ConsumerActor:
 
     # -- telling the queue
 
+    def _report(self, index: int, uuid: str, lease: int, reports: list[Report]) -> None:
+        """These are due."""
+        if reports:
+            self._reports.setdefault(index, []).append((uuid, lease, reports))
+
     def _take_reports(self, index: int, uuid: str) -> list[tuple[int, list[Report]]]:
         """What is to be reported to this life of the queue; what belongs to an older one is dropped."""
         return [(lease, reports) for of, lease, reports in self._reports.pop(index, ()) if of == uuid]
 
     def _put_back(self, index: int, uuid: str, taken: list[tuple[int, list[Report]]]) -> None:
         """These were not answered: they go with the next message. Reporting twice is harmless."""
-        if taken:
-            self._reports.setdefault(index, []).extend((uuid, lease, reports) for lease, reports in taken)
+        for lease, reports in taken:
+            self._report(index, uuid, lease, reports)
 
     async def _settle(self, index: int) -> None:
         uuid = self._route.places[index].uuid
         taken = self._take_reports(index, uuid)
-        if not taken:
-            return
-        try:
-            await self._node.link.call(self._route, index, "settle", uuid=uuid, reports=taken)
-        except _GONE:
-            self._lost(index, uuid)
-            return
-        book = self._node.book(uuid)
-        for lease, reports in taken:
-            book.settled(lease, sum(report.stop - report.start for report in reports))
+        if taken and await self._tell(index, "settle", uuid, reports=taken):
+            book = self._node.book(uuid)
+            for lease, reports in taken:
+                book.settled(lease, sum(report.stop - report.start for report in reports))
 
     async def _release(self, index: int, uuid: str, lease: int, runs: Sequence[Run]) -> None:
-        try:
-            await self._node.link.call(self._route, index, "release", uuid=uuid, lease=lease, runs=tuple(runs))
-        except _GONE:
-            self._lost(index, uuid)
-        else:
+        if await self._tell(index, "release", uuid, lease=lease, runs=tuple(runs)):
             self._node.book(uuid).settled(lease, sum(stop - start for start, stop in runs))
+
+    async def _tell(self, index: int, op: str, uuid: str, **arguments: Any) -> bool:
+        """Tell a queue until it answers; False: that life of it is over."""
+        while True:
+            try:
+                await self._node.link.call(self._route, index, op, uuid=uuid, **arguments)
+            except _GONE:
+                self._lost(index, uuid)
+                return False
+            except Exception as error:  # unsaid, its messages would never end: this worker lives, and so do its leases
+                self._warn(op, index, error)
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return True
+
+    def _warn(self, op: str, index: int, error: Exception) -> None:
+        logger.warning(
+            "worker %s: pool %s: queue %s failed at %s and is asked again in %s s: %s",
+            self._node.worker.address, self.pool, index, op, AGAIN_S, error,
+        )  # fmt: skip
 
     def _lost(self, index: int, uuid: str) -> None:
         self._node.queue_lost(uuid)

@@ -3,6 +3,10 @@
 It serves the queues the directory placed here, runs the consumers it placed here, and speaks for both: one handler,
 one connection pool of its own, one heartbeat. Registered once by the first pool of a cluster and installed by Dask on
 every worker, present and future; a second registration must not touch it (`idempotent`).
+
+Heartbeats are said while something is held here, or an abandoned request may still be granted; a parked request alone
+needs none (see `LeaseBook.active`), so an idle pool sends nothing. A consumer pool that was stopped stays here, with
+the route and the leases of its queues, until what it runs is reported: else its queues would give that to others.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from typing import Any, Final
 import dask
 from dask.utils import parse_timedelta
 from distributed import Worker, WorkerPlugin
+from distributed.core import Status
 
-from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone, new_connection_pool
+from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone, new_connection_pool
 from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.consumer_actor import ConsumerActor
@@ -32,6 +37,7 @@ __all__ = ["DaskQueueWorker"]
 logger = logging.getLogger(__name__)
 
 TEARDOWN_S: Final = 3.0
+REMEMBERED: Final = 1000
 
 
 class DaskQueueWorker(WorkerPlugin):
@@ -55,6 +61,7 @@ class DaskQueueWorker(WorkerPlugin):
         self.routes: dict[str, Route] = {}
         self.host = QueueHost(worker.memory_manager.memory_limit)
         self.consumers: dict[str, ConsumerActor] = {}
+        self._stopped: dict[str, None] = {}  # consumer pools that are over: an order that comes late starts none again
         self.async_loop = PrivateLoop()
         self.connections = new_connection_pool(worker.connection_args)
         await self.connections.start()
@@ -71,13 +78,9 @@ class DaskQueueWorker(WorkerPlugin):
     async def teardown(self, worker: Worker) -> None:
         """Give back what has not started, and stop serving."""
         self._beating.cancel()
-        leaving = [actor.stop(drain=True) for actor in self.consumers.values()]
-        self.consumers.clear()
-        if leaving:
-            try:
-                await asyncio.wait_for(asyncio.gather(*leaving, return_exceptions=True), TEARDOWN_S)
-            except asyncio.TimeoutError:
-                logger.warning("worker %s: consumers still run while the worker leaves", worker.address)
+        leaving = [self._stop(actor) for actor in list(self.consumers.values())]
+        if leaving and (await asyncio.wait(leaving, timeout=TEARDOWN_S))[1]:
+            logger.warning("worker %s: consumers still run while the worker leaves", worker.address)
         await self.host.close()
         await asyncio.to_thread(self.async_loop.close, 1.0)
         await self.connections.close()
@@ -110,23 +113,39 @@ class DaskQueueWorker(WorkerPlugin):
         await self.host.owner_lost(owner)
 
     async def order_consume(self, pool: str, consumers: str, count: int, spec: dict[str, Any], places: Any) -> None:
-        """Run `count` consumers of a consumer pool."""
+        """Run `count` consumers of a consumer pool. Answered when they are set up, however long that takes."""
         actor = self.consumers.get(consumers)
         if actor is None:
+            if not count or consumers in self._stopped:
+                return
             route = self.routes.setdefault(pool, Route(pool, [Place(*place) for place in places]))
-            actor = ConsumerActor(self, route, consumers, spec)
-            self.consumers[consumers] = actor
+            actor = self.consumers[consumers] = ConsumerActor(self, route, consumers, spec)
+        try:
             await actor.start()
-        actor.resize(count)
+            actor.resize(count)
+        except Exception as error:
+            self._stop(actor)
+            what = f"pool {pool}: the consumers ({actor.user.name}) did not start"
+            raise RuntimeError(f"{what}: {type(error).__name__}: {error}") from error
 
     async def order_stop(self, consumers: str, drain: bool) -> None:
-        """That consumer pool is over here."""
-        actor = self.consumers.pop(consumers, None)
+        """That consumer pool is over here. With `drain`, answered when what runs has ended and is reported."""
+        self._stopped[consumers] = None
+        if len(self._stopped) > REMEMBERED:
+            del self._stopped[next(iter(self._stopped))]
+        actor = self.consumers.get(consumers)
         if actor is not None:
-            await actor.stop(drain=drain)
-            used = {other.pool for other in self.consumers.values()}
-            if actor.pool not in used:
-                self.routes.pop(actor.pool, None)
+            ending = self._stop(actor)
+            await (asyncio.shield(ending) if drain else asyncio.sleep(0))
+
+    def _stop(self, actor: ConsumerActor) -> asyncio.Task[None]:
+        ending = actor.stop()
+        ending.add_done_callback(lambda _: self._ended(actor))
+        return ending
+
+    def _ended(self, actor: ConsumerActor) -> None:
+        if self.consumers.get(actor.id) is actor:
+            del self.consumers[actor.id]
 
     # -- for the consumers
 
@@ -139,12 +158,14 @@ class DaskQueueWorker(WorkerPlugin):
 
     def queue_lost(self, uuid: str) -> None:
         """That life of a queue is over; whoever finds out says so here."""
-        if self.books.pop(uuid, None) is not None:
+        book = self.books.pop(uuid, None)
+        if book is not None:
+            book.queue_lost()
             for consumers in self.consumers.values():
                 consumers.queue_lost(uuid)
 
     async def heartbeat(self, route: Route, index: int) -> None:
-        """Tell a queue what is held and awaited there."""
+        """Tell a queue what is held and awaited there, if there is something to say."""
         uuid = route.places[index].uuid
         book = self.books.get(uuid)
         if book is None or not book.active:
@@ -157,10 +178,12 @@ class DaskQueueWorker(WorkerPlugin):
             for lease in cancels:
                 for consumers in self.consumers.values():
                     consumers.give_back(uuid, lease)
-        except QueueReplaced:
+        except (QueueReplaced, PoolGone):
             self.queue_lost(uuid)
-        except (QueueUnavailable, PoolGone, SchedulerGone):
+        except (QueueUnavailable, SchedulerGone):
             pass  # whoever leases there finds out
+        except RemoteFailure as error:
+            logger.warning("worker %s: a heartbeat failed: %s", self.worker.address, error)
         finally:
             self._beats[uuid] -= 1
             if not self._beats[uuid]:
@@ -169,14 +192,29 @@ class DaskQueueWorker(WorkerPlugin):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            if self.worker.status != Status.running:  # Dask has paused it, or it leaves
+                for actor in self.consumers.values():
+                    actor.leave_to_others()
+            self._drop_routes()
             here = {place.uuid for route in self.routes.values() for place in route.places}
             for uuid in set(self.books) - here:
                 self.queue_lost(uuid)
             for route in list(self.routes.values()):
                 for index in range(len(route)):
                     uuid = route.places[index].uuid
-                    if uuid in self.books and uuid not in self._beats:  # a host that does not answer gets no more
+                    if self._has_news(uuid) and uuid not in self._beats:  # a host that does not answer gets no more
                         self._spawn(self.heartbeat(route, index))
+
+    def _has_news(self, uuid: str) -> bool:
+        book = self.books.get(uuid)
+        return book is not None and book.active
+
+    def _drop_routes(self) -> None:
+        """Forget pools that nobody here consumes, once there is nothing to say to their queues any more."""
+        used = {actor.pool for actor in self.consumers.values()}
+        for route in list(self.routes.values()):
+            if route.pool not in used and not any(self._has_news(place.uuid) for place in route.places):
+                del self.routes[route.pool]
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(coroutine)

@@ -1,0 +1,64 @@
+"""`Chunk`: what is to be said of a share of a lease, in one piece or bit by bit."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from daskqueue.worker.chunk import Chunk, failed
+from daskqueue.worker.runners import Job, Loaded
+
+
+class Watched:
+    """A chunk whose elements look at it while they run."""
+
+    def __init__(self, *counts: int) -> None:
+        self.news: list[bool] = []
+        self.harvested: list[int] = []
+        first, shares = 0, []
+        for count in counts:
+            shares.append((first, count, Job(self.load(count), count, name="task", is_async=False)))
+            first += count
+        self.chunk = Chunk(0, "u", 1, b"f", shares)
+
+    def load(self, count: int) -> Any:
+        """As a job does."""
+        return lambda: Loaded(self.task, range(count), False)
+
+    def task(self, n: int) -> None:
+        """Look twice: after a harvest nothing is new."""
+        self.news.append(self.chunk.has_news)
+        self.harvested += [message for report in self.chunk.harvest() for message in range(report.start, report.stop)]
+        assert not self.chunk.has_news
+
+
+def test_news_are_what_ended_since_the_last_harvest() -> None:
+    """Also across jobs; the rest is in the chunk's own report."""
+    watched = Watched(2, 1)
+    rest = watched.chunk.run()
+    assert watched.news == [False, True, True]
+    assert watched.harvested == [0, 1]
+    assert [(report.start, report.stop) for report in rest] == [(2, 3)]
+
+
+def test_one_message_is_never_news() -> None:
+    """When it has ended, the chunk has."""
+    watched = Watched(1)
+    assert [(report.start, report.stop) for report in watched.chunk.run()] == [(0, 1)]
+    assert watched.news == [False]
+
+
+def test_failed() -> None:
+    """Each message with the error."""
+    report = failed(7, 2, ValueError("damaged"))
+    assert (report.start, report.stop) == (7, 9)
+    assert [at for at, _, _ in report.errors] == [0, 1]
+    assert "damaged" in report.errors[0][2]
+
+
+def test_fail_leaves_out_what_was_given_back() -> None:
+    """That is somebody else's."""
+    chunk = Watched(3, 2).chunk
+    assert chunk.take_rest() == [(0, 3), (3, 5)]
+    assert chunk.fail(ValueError("no")) == []
+    assert pickle.dumps(chunk.fail(None))
