@@ -389,10 +389,10 @@ def failing_once(op: str) -> Callable[[Any], None]:
     return sabotage
 
 
-@pytest.mark.parametrize("op", ["settle", "lease"])
-def test_a_queue_that_fails_once(client: Client, pool: QueuePool, op: str) -> None:
+@pytest.mark.parametrize(("op", "concurrency"), [("settle", 1), ("settle", 4), ("lease", 1)])
+def test_a_queue_that_fails_once(client: Client, pool: QueuePool, op: str, concurrency: int) -> None:
     """It is asked again: nothing is lost. With a slot free, reports go alone; else they ride on the next request."""
-    with ConsumerPool(client, pool, concurrency=4):
+    with ConsumerPool(client, pool, concurrency=concurrency):
         running = [pool.submit(nap, 0.3, n) for n in range(2)]
         pool.flush()
         client.run(failing_once(op))

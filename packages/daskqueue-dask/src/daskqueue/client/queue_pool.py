@@ -277,7 +277,7 @@ class QueuePool:
     def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> Any:
         """End the pool, for everybody who uses it. Waits for its work first, if a consumer is there to do it.
 
-        `cancel_futures` cancels what has not begun. `wait=False` returns at once, and the pool ends when its work is done.
+        `cancel_futures` cancels what has not begun. `wait=False` returns at once; the pool ends when its work is done.
         Calling it again does nothing.
         """
         connection = self._connection
