@@ -339,7 +339,11 @@ class QueueActor:
             if parked.answer.done() or (parked.alive is not None and not parked.alive()):
                 _resolve(parked.answer)
                 continue
-            lease = parked.grant()
+            try:
+                lease = parked.grant()
+            except Exception as error:  # its caller's, not of whoever woke it
+                parked.answer.set_exception(error)
+                continue
             if lease is None:
                 refused.append(parked)
             else:
