@@ -374,11 +374,13 @@ def test_teardown_that_fails(client: Client, pool: QueuePool) -> None:
 # ------------------------------------------------------------------------------------- a host or a worker in trouble
 
 
-def failing_once(op: str) -> Callable[[Any], None]:
-    """Makes each queue of a worker fail at its next `op`."""
+def failing_once(pool: QueuePool, op: str) -> Callable[[Any], None]:
+    """Makes the pool's queues on a worker fail at their next `op`; other tests' pools may still be there."""
+    uuids = [queue.uuid for queue in pool.stats()]
 
     def sabotage(dask_worker: Any) -> None:
-        for actor in dask_worker.plugins["daskqueue"].host.actors.values():
+        actors = dask_worker.plugins["daskqueue"].host.actors
+        for actor in [actors[uuid] for uuid in uuids if uuid in actors]:
 
             def fail(*args: Any, queue: Any = actor.queue, **kwargs: Any) -> Any:
                 delattr(queue, op)
@@ -395,7 +397,7 @@ def test_a_queue_that_fails_once(client: Client, pool: QueuePool, op: str, concu
     with ConsumerPool(client, pool, concurrency=concurrency):
         running = [pool.submit(nap, 0.3, n) for n in range(2)]
         pool.flush()
-        client.run(failing_once(op))
+        client.run(failing_once(pool, op))
         assert [future.result(LIMIT) for future in running] == [0, 1]
         assert list(pool.map(abs, range(100), timeout=LIMIT)) == list(range(100))
         pool.join(timeout=LIMIT)
@@ -414,7 +416,7 @@ def test_a_request_that_failed_is_abandoned_when_its_consumers_end(
 
     with ConsumerPool(client, pool):
         eventually(lambda: sum(client.run(parked).values()) == 2)
-        client.run(failing_once("lease"))
+        client.run(failing_once(pool, "lease"))
         other = ConsumerPool(client, pool, n_consumers=1)
         other.start()
         eventually(lambda: all(client.run(has_failed).values()))
@@ -429,7 +431,7 @@ def test_a_release_that_fails_once(client: Client, pool: QueuePool, eventually: 
     list(pool.map(nap, [0.001] * 50, timeout=LIMIT))  # it leases several at once now
     futures = [pool.submit(nap, 0.5, n) for n in range(20)]
     eventually(lambda: sum(queue.delivered for queue in pool.stats()))
-    client.run(failing_once("release"))
+    client.run(failing_once(pool, "release"))
     first.cancel()
     with ConsumerPool(client, pool, concurrency=10):
         assert [future.result(LIMIT) for future in futures] == list(range(20))
