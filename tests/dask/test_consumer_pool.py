@@ -301,6 +301,7 @@ def test_setup_and_teardown_once_on_each_worker(
     assert sorted(lines[2:-2]) == sorted(f"item {n}" for n in range(50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early_ack", [False, True])
 def test_cancel_keeps_the_lease_of_what_runs(
     client: Client, pool: QueuePool, oracle: Any, eventually: Callable[..., Any], early_ack: bool
@@ -424,6 +425,7 @@ def test_a_request_that_failed_is_abandoned_when_its_consumers_end(
         eventually(lambda: sum(client.run(awaited).values()) == 2)
 
 
+@pytest.mark.slow
 def test_a_release_that_fails_once(client: Client, pool: QueuePool, eventually: Callable[..., Any]) -> None:
     """What was given back comes back."""
     first = ConsumerPool(client, pool, n_consumers=1, batch_size=10)
@@ -473,6 +475,7 @@ def test_a_paused_worker_gives_back_what_it_had_asked_for(
         eventually(lambda: client.run(parked)[host] == 2)
 
 
+@pytest.mark.slow
 def test_a_long_task_is_looked_at_less_and_less(client: Client, pool: QueuePool) -> None:
     """Hundreds of them on a worker cost nothing."""
 

@@ -167,6 +167,7 @@ def test_lost_items_are_reported_once(new_workers: Callable[..., Any], victims: 
     pool.shutdown()
 
 
+@pytest.mark.slow
 def test_two_queues_and_one_lost(new_workers: Callable[..., Any], victims: Any, oracle: Any) -> None:
     """The other queue goes on; all is done; two clients and a batch."""
     workers = new_workers(3)
@@ -182,6 +183,7 @@ def test_two_queues_and_one_lost(new_workers: Callable[..., Any], victims: Any, 
     pool.shutdown()
 
 
+@pytest.mark.slow
 def test_no_worker_can_host(
     new_cluster: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
 ) -> None:
