@@ -711,8 +711,3 @@ def _without(run: Run, holes: Sequence[int]) -> list[Run]:
     if start < stop:
         out.append((start, stop))
     return out
-
-
-def _overlaps(runs: Sequence[Run], start: int, stop: int) -> list[Run]:
-    """What of `runs` lies in `start` to `stop`."""
-    return [(max(lo, start), min(hi, stop)) for lo, hi in runs if lo < stop and start < hi]
