@@ -45,7 +45,7 @@ def where() -> tuple[int, str]:
 
 def slots(dask_worker: Any) -> list[int]:
     """Of the consumers on a worker."""
-    return [actor._slots for actor in dask_worker.plugins["daskqueue"].consumers.values()]
+    return [actor._slots.size for actor in dask_worker.plugins["daskqueue"].consumers.values()]
 
 
 def parked(dask_worker: Any) -> int:

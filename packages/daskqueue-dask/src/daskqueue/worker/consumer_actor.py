@@ -5,17 +5,13 @@ ready, so nothing polls. A lease brings about 25 ms of work per free slot (`paci
 share, a `Chunk`, runs in one executor call. Reports ride on the next lease request, or go alone if none is due. A
 chunk that overstays gives back its unstarted tail and whatever waits behind it.
 
-A message of a lease ends in one of three ways here: reported, given back, or its queue's life is over. What a queue
-did not answer is said again after `AGAIN_S`, for ever: its lease lives as long as this worker.
-
-All state is touched on the worker's event loop only. `LeaseBook` keeps what heartbeats say of it.
+What runs and waits is in `Slots`, what is still to be said to the queues in `Reporter`, what heartbeats say in
+`LeaseBook`. All else is touched on the worker's event loop only.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -24,14 +20,16 @@ from distributed.core import Status
 
 from daskqueue.consumers import DummyConsumer
 from daskqueue.wire.compat import coroutine_context, task_context
-from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
+from daskqueue.wire.link import QueueReplaced, Route
 from daskqueue.worker.block_cache import BlockCache
 from daskqueue.worker.chunk import Chunk, failed
+from daskqueue.worker.reporter import AGAIN_S, GONE, Reporter
 from daskqueue.worker.runners import Job
+from daskqueue.worker.slots import Slots
 from daskqueue.worker.task_executor import TaskExecutor
 from daskqueue.worker.user_object import UserObject
 from daskqueue_core.balancer import ConsumerBalancer
-from daskqueue_core.batch import Kind, Part, Run
+from daskqueue_core.batch import Kind, Part
 from daskqueue_core.outcomes import Report
 from daskqueue_core.pacing import CAP, Pacer
 from daskqueue_core.queue import Demand, Lease
@@ -41,14 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsumerActor"]
 
-logger = logging.getLogger(__name__)
-
 POLL_S: Final = 20.0
 PAUSED_S: Final = 0.1
-AGAIN_S: Final = 1.0
 OVERSTAY_LONGEST_S: Final = 5.0
-
-_GONE: Final = (QueueReplaced, PoolGone, SchedulerGone)
 
 
 class _Ask:
@@ -79,10 +72,8 @@ class ConsumerActor:
         self._node = node
         self._route = route
         self._spec = spec
-        self._slots = 0
-        self._running: set[Chunk] = set()
-        self._backlog: deque[Chunk] = deque()
-        self._reports: dict[int, list[tuple[str, int, list[Report]]]] = {}  # index -> (uuid, lease, reports)
+        self._slots = Slots()
+        self._reporter = Reporter(node, route, node.queue_lost)
         self._requests: dict[int, _Ask] = {}  # by queue index
         self._asking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -112,7 +103,7 @@ class ConsumerActor:
         slots = count * (max(1, threads // max(1, count)) if concurrency is None else concurrency)
         if slots:
             self._executor.resize(slots)
-        self._slots = slots
+        self._slots.size = slots
         if not slots:
             self._withdraw()
             self._give_back(everything=True)
@@ -134,7 +125,7 @@ class ConsumerActor:
         me = asyncio.current_task()
         if self._starting is not None:
             await asyncio.wait([self._starting])
-        while self._running or self._reports or any(task is not me for task in self._tasks):
+        while self._slots.running() or self._reporter or any(task is not me for task in self._tasks):
             self._pump()
             others = [task for task in self._tasks if task is not me]
             if others:
@@ -152,25 +143,26 @@ class ConsumerActor:
 
     def _pump(self) -> None:
         """Start what can be started, ask for more, report what has ended."""
-        while self._backlog and len(self._running) < self._slots:
-            self._run(self._backlog.popleft())
+        while (chunk := self._slots.take()) is not None:
+            self._run(chunk)
         if not self._stopping:
             self._ask()
-        for index in list(self._reports):
-            self._spawn(self._settle(index))
+        for index in self._reporter.queues():
+            self._spawn(self._reporter.settle(index))
 
     def _ask(self) -> None:
-        if not self._slots:
+        if not self._slots.size:
             return
-        free = self._slots - len(self._running) - len(self._backlog)
+        free = self._slots.free
         if free <= 0:
-            if self._backlog or not self._running or not all(chunk.is_ending for chunk in self._running):
+            running = self._slots.running()
+            if self._slots.is_waiting or not running or not all(chunk.is_ending for chunk in running):
                 return
-            free = self._slots  # short work: fetch the next while this runs
+            free = self._slots.size  # short work: fetch the next while this runs
         if self._node.worker.status != Status.running:
             if self._retry is None:
                 self._retry = asyncio.get_running_loop().call_later(PAUSED_S, self._retry_now)
-            if self._node.worker.status == Status.paused and free == self._slots:
+            if self._node.worker.status == Status.paused and free == self._slots.size:
                 self._ask_while_paused()
             return
         if len(self._route) == 1:
@@ -220,8 +212,7 @@ class ConsumerActor:
                     self._open_request(index, free, POLL_S)
         finally:
             self._asking = None
-            idle = len(self._running) + len(self._backlog) < self._slots
-            if idle and not self._stopping and len(self._requests) < len(self._route):
+            if self._slots.free > 0 and not self._stopping and len(self._requests) < len(self._route):
                 self._ask()
 
     # -- leases
@@ -232,7 +223,7 @@ class ConsumerActor:
         ask = self._requests[index] = _Ask(index, uuid, self._node.book(uuid).request(), free, wait)
         if while_paused:
             ask.while_paused, ask.limit = True, 1
-        ask.reports = self._take_reports(index, uuid)
+        ask.reports = self._reporter.take(index, uuid)
         ask.task = self._spawn(self._request(ask))
         ask.task.add_done_callback(partial(self._request_ended, ask))
         return ask.task
@@ -253,7 +244,7 @@ class ConsumerActor:
             book.give_up(ask.number)
             self._spawn(self._node.heartbeat(self._route, ask.index))
         if ask.reports:
-            self._put_back(ask.index, ask.uuid, ask.reports)
+            self._reporter.put_back(ask.index, ask.uuid, ask.reports)
             ask.reports = []
             asyncio.get_running_loop().call_soon(self._pump)
 
@@ -282,26 +273,25 @@ class ConsumerActor:
         except asyncio.CancelledError:  # withdrawn
             self._give_up(ask)
             raise
-        except _GONE as gone:
-            self._lost(index, uuid)
+        except GONE as gone:
+            node.queue_lost(uuid)
             again = isinstance(gone, QueueReplaced)
             if not again:
                 self._stopping = True
         except Exception as error:
-            self._warn("lease", index, error)
+            self._reporter.warn("lease", index, error)
             self._give_up(ask)
             await asyncio.sleep(AGAIN_S)
         finally:
             self._forget(ask)
-        for lease_id, reports in ask.reports:
-            book.settled(lease_id, sum(report.stop - report.start for report in reports))
+        self._reporter.settled(uuid, ask.reports)
         if lease is None:
             book.withdraw(ask.number)
             if again:
                 asyncio.get_running_loop().call_soon(self._pump)
             return False
         if not book.granted(ask.number, lease.id, len(lease)) or not self._may_take(ask):
-            self._spawn(self._release(index, uuid, lease.id, lease.runs))
+            self._spawn(self._reporter.release(index, uuid, lease.id, lease.runs))
             asyncio.get_running_loop().call_soon(self._pump)
             return False
         self._accept(index, uuid, lease, ask.free)
@@ -309,7 +299,7 @@ class ConsumerActor:
 
     def _may_take(self, ask: _Ask) -> bool:
         """Whether what came of a request is still wanted: the worker may have been paused, or all this stopped."""
-        if self._stopping or not self._slots:
+        if self._stopping or not self._slots.size:
             return False
         return ask.while_paused or bool(self._node.worker.status == Status.running)
 
@@ -319,7 +309,7 @@ class ConsumerActor:
         for part in lease.parts:
             whole = self._blocks.restore(uuid, part)
             if whole is None:  # the cache let it go meanwhile: next time it is sent again
-                self._spawn(self._release(index, uuid, lease.id, ((part.start, part.stop),)))
+                self._spawn(self._reporter.release(index, uuid, lease.id, ((part.start, part.stop),)))
             else:
                 parts.append(whole)
         share = -(-len(lease) // free)
@@ -329,9 +319,9 @@ class ConsumerActor:
                 try:
                     jobs.append((part.start, part.count, self._job(part)))
                 except Exception as error:  # its head is damaged: these fail, and the others run
-                    self._report(index, uuid, lease.id, [failed(part.start, part.count, error)])
+                    self._reporter.add(index, uuid, lease.id, [failed(part.start, part.count, error)])
             if jobs:
-                self._backlog.append(Chunk(index, uuid, lease.id, some[0].function, jobs))
+                self._slots.add(Chunk(index, uuid, lease.id, some[0].function, jobs))
         self._pump()
 
     def _job(self, part: Part) -> Job | None:
@@ -354,39 +344,67 @@ class ConsumerActor:
     # -- running
 
     def _run(self, chunk: Chunk) -> None:
-        self._running.add(chunk)
-        count = chunk.count
+        """Begin a chunk that has a slot, on the private loop or in a thread that goes on with what waits then."""
+        self._begun(chunk)
         loop = asyncio.get_running_loop()
-        prefetch = self._pacer.prefetch_after(chunk.function, count)
+        running: asyncio.Future[Any]
+        if chunk.is_async:
+            running = asyncio.wrap_future(self._node.async_loop.submit(chunk.run_async()))
+            running.add_done_callback(partial(self._ran_async, chunk))
+        else:
+            running = asyncio.ensure_future(loop.run_in_executor(self._executor.executor, self._work, chunk, loop))
+            running.add_done_callback(partial(self._worked, chunk))
+        self._tasks.add(running)
+
+    def _begun(self, chunk: Chunk) -> None:
+        """Watch a chunk that runs."""
+        loop = asyncio.get_running_loop()
+        prefetch = self._pacer.prefetch_after(chunk.function, chunk.count)
         if prefetch:
             chunk.prefetch = loop.call_later(prefetch, self._prefetch, chunk)
         chunk.is_ending = prefetch == 0.0
-        patience = self._pacer.overstay_after(chunk.function, count)
+        patience = self._pacer.overstay_after(chunk.function, chunk.count)
         chunk.timer = loop.call_later(patience, self._overstayed, chunk)
-        running: asyncio.Future[list[Report]]
-        if chunk.is_async:
-            running = asyncio.wrap_future(self._node.async_loop.submit(chunk.run_async()))
+
+    def _work(self, chunk: Chunk, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: run `chunk`, and then what waits for a slot, one after the other."""
+        following: Chunk | None = chunk
+        while following is not None:
+            chunk = following
+            try:
+                reports = chunk.run()
+            except BaseException as error:  # not a task's: those are in its reports
+                reports = chunk.fail(error)
+            following = self._slots.next_after(chunk)
+            loop.call_soon_threadsafe(self._ran, chunk, reports, following)
+
+    def _worked(self, chunk: Chunk, running: asyncio.Future[None]) -> None:
+        """A thread has nothing more to run, or never began with `chunk`: its executor was shut down."""
+        self._tasks.discard(running)
+        if running.cancelled() or running.exception() is not None:
+            self._ran(chunk, chunk.fail(asyncio.CancelledError() if running.cancelled() else running.exception()))
+
+    def _ran_async(self, chunk: Chunk, running: asyncio.Future[list[Report]]) -> None:
+        self._tasks.discard(running)
+        if running.cancelled() or running.exception() is not None:
+            self._ran(chunk, chunk.fail(asyncio.CancelledError() if running.cancelled() else running.exception()))
         else:
-            running = asyncio.ensure_future(loop.run_in_executor(self._executor.executor, chunk.run))
-        self._tasks.add(running)
-        running.add_done_callback(partial(self._ran, chunk))
+            self._ran(chunk, running.result())
 
     def _prefetch(self, chunk: Chunk) -> None:
         """It should be over soon: fetch the next lease meanwhile."""
         chunk.is_ending = True
         self._pump()
 
-    def _ran(self, chunk: Chunk, running: asyncio.Future[list[Report]]) -> None:
-        self._tasks.discard(running)
-        self._running.discard(chunk)
+    def _ran(self, chunk: Chunk, reports: list[Report], following: Chunk | None = None) -> None:
+        """`chunk` has ended, and its thread goes on with `following`."""
+        self._slots.ended(chunk)
         chunk.stop_timers()
-        if running.cancelled() or running.exception() is not None:
-            reports = chunk.fail(asyncio.CancelledError() if running.cancelled() else running.exception())
-        else:
-            reports = running.result()
-            if chunk.executed:
-                self._pacer.observe(chunk.function, chunk.executed, chunk.seconds, chunk.nbytes)
-        self._report(chunk.index, chunk.uuid, chunk.lease, reports)
+        if chunk.executed:
+            self._pacer.observe(chunk.function, chunk.executed, chunk.seconds, chunk.nbytes)
+        self._reporter.add(chunk.index, chunk.uuid, chunk.lease, reports)
+        if following is not None:
+            self._begun(following)
         self._pump()
 
     def _overstayed(self, chunk: Chunk) -> None:
@@ -396,7 +414,7 @@ class ConsumerActor:
         if chunk.has_news:
             self._spawn(self._harvest(chunk))
         self._give_back(everything=False)
-        if len(self._running) >= self._slots:
+        if self._slots.is_full:
             self._withdraw()
         chunk.timer = asyncio.get_running_loop().call_later(chunk.patience, self._overstayed, chunk)
         chunk.patience = min(2 * chunk.patience, OVERSTAY_LONGEST_S)
@@ -405,91 +423,33 @@ class ConsumerActor:
         """Report what is done of a chunk that goes on. Pickling is user code, so not on this loop."""
         reports = await self.user.run(chunk.harvest)
         if reports:
-            self._report(chunk.index, chunk.uuid, chunk.lease, reports)
+            self._reporter.add(chunk.index, chunk.uuid, chunk.lease, reports)
             self._pump()
 
     def _give_back(self, *, everything: bool) -> None:
         """Give back what waits for a slot; with `everything`, the unstarted tails of what runs as well."""
-        backlog = list(self._backlog)
-        self._backlog.clear()
-        for chunk in [*backlog, *(self._running if everything else ())]:
+        for chunk in [*self._slots.take_waiting(), *(self._slots.running() if everything else ())]:
             self._spawn_release(chunk)
 
     def give_back(self, uuid: str, lease: int) -> None:
         """Some of a lease is to be cancelled: give its unstarted tail back, which ends those."""
-        for chunk in [*self._backlog, *self._running]:
+        for chunk in [*self._slots.waiting(), *self._slots.running()]:
             if chunk.uuid == uuid and chunk.lease == lease:
                 self._spawn_release(chunk)
 
     def _spawn_release(self, chunk: Chunk) -> None:
         runs = chunk.take_rest()
         if runs:
-            self._spawn(self._release(chunk.index, chunk.uuid, chunk.lease, runs))
-
-    # -- telling the queue
-
-    def _report(self, index: int, uuid: str, lease: int, reports: list[Report]) -> None:
-        """These are due."""
-        if reports:
-            self._reports.setdefault(index, []).append((uuid, lease, reports))
-
-    def _take_reports(self, index: int, uuid: str) -> list[tuple[int, list[Report]]]:
-        """What is to be reported to this life of the queue; what belongs to an older one is dropped."""
-        return [(lease, reports) for of, lease, reports in self._reports.pop(index, ()) if of == uuid]
-
-    def _put_back(self, index: int, uuid: str, taken: list[tuple[int, list[Report]]]) -> None:
-        """These were not answered: they go with the next message. Reporting twice is harmless."""
-        for lease, reports in taken:
-            self._report(index, uuid, lease, reports)
-
-    async def _settle(self, index: int) -> None:
-        uuid = self._route.places[index].uuid
-        taken = self._take_reports(index, uuid)
-        if taken and await self._tell(index, "settle", uuid, reports=taken):
-            book = self._node.book(uuid)
-            for lease, reports in taken:
-                book.settled(lease, sum(report.stop - report.start for report in reports))
-
-    async def _release(self, index: int, uuid: str, lease: int, runs: Sequence[Run]) -> None:
-        if await self._tell(index, "release", uuid, lease=lease, runs=tuple(runs)):
-            self._node.book(uuid).settled(lease, sum(stop - start for start, stop in runs))
-
-    async def _tell(self, index: int, op: str, uuid: str, **arguments: Any) -> bool:
-        """Tell a queue until it answers; False: that life of it is over."""
-        while True:
-            try:
-                await self._node.link.call(self._route, index, op, uuid=uuid, **arguments)
-            except _GONE:
-                self._lost(index, uuid)
-                return False
-            except Exception as error:  # unsaid, its messages would never end: this worker lives, and so do its leases
-                self._warn(op, index, error)
-                await asyncio.sleep(AGAIN_S)
-            else:
-                return True
-
-    def _warn(self, op: str, index: int, error: Exception) -> None:
-        logger.warning(
-            "worker %s: pool %s: queue %s failed at %s and is asked again in %s s: %s",
-            self._node.worker.address, self.pool, index, op, AGAIN_S, error,
-        )  # fmt: skip
-
-    def _lost(self, index: int, uuid: str) -> None:
-        self._node.queue_lost(uuid)
+            self._spawn(self._reporter.release(chunk.index, chunk.uuid, chunk.lease, runs))
 
     def queue_lost(self, uuid: str) -> None:
         """That life of a queue is over: what has not begun is somebody else's now, reports are for nobody."""
         self._blocks.forget(uuid)
-        self._backlog = deque(chunk for chunk in self._backlog if chunk.uuid != uuid)
-        for chunk in self._running:
+        self._slots.take_waiting(uuid)
+        for chunk in self._slots.running():
             if chunk.uuid == uuid:
                 chunk.take_rest()
-        for index, waiting in list(self._reports.items()):
-            still = [report for report in waiting if report[0] != uuid]
-            if still:
-                self._reports[index] = still
-            else:
-                del self._reports[index]
+        self._reporter.queue_lost(uuid)
 
 
 def _shares(parts: Sequence[Part], size: int) -> list[list[Part]]:
