@@ -174,7 +174,7 @@ def test_results_that_travel_only_alone(monkeypatch: pytest.MonkeyPatch) -> None
             raise RecursionError("too deep together")
         return pickle.dumps(values)
 
-    monkeypatch.setattr(calls, "dumps", dumps)
+    monkeypatch.setattr(calls, "pack", dumps)
     blob, failures = encode_values([1, 2])
     assert decode_values(blob) == [None, None]
     assert [failure.position for failure in failures] == [0, 1]

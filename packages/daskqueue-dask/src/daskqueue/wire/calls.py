@@ -15,12 +15,12 @@ Invariants:
 
 from __future__ import annotations
 
-import pickle
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from daskqueue.wire.buffers import pack, unpack
 from daskqueue.wire.errors import (
     ArgumentLoadError,
     ResultLoadError,
@@ -30,7 +30,7 @@ from daskqueue.wire.errors import (
     encode_error,
 )
 from daskqueue.wire.functions import Buffer, Style, function_name
-from daskqueue.wire.pickles import dumps, has_globals
+from daskqueue.wire.pickles import has_globals
 
 __all__ = [
     "Unloadable",
@@ -56,7 +56,7 @@ def encode_args(args: tuple[Any, ...], kwargs: dict[str, Any] | None, fn: Callab
     """One call's element: style KWARGS if there are keywords, else ARGS. Raises UnpicklableArgument."""
     element: Any = (args, kwargs) if kwargs else args
     try:
-        return dumps(element)
+        return pack(element)
     except Exception as error:
         raise _unpicklable(args, kwargs or {}, function_name(fn), error, None) from error
 
@@ -64,7 +64,7 @@ def encode_args(args: tuple[Any, ...], kwargs: dict[str, Any] | None, fn: Callab
 def encode_block(elements: Sequence[Any], fn: Callable[..., Any], style: Style = Style.ARGS) -> bytes:
     """All elements of a batch as one pickle. Raises UnpicklableArgument, naming element and argument."""
     try:
-        return dumps(elements)
+        return pack(elements)
     except Exception as error:
         for index, element in enumerate(elements):
             args, kwargs = element if style is Style.KWARGS else ((element,) if style is Style.COLUMN else element, {})
@@ -79,7 +79,7 @@ def encode_block(elements: Sequence[Any], fn: Callable[..., Any], style: Style =
 def encode_item(item: object) -> bytes:
     """One item for a custom consumer: the 1-tuple it is called with. Raises UnpicklableArgument."""
     try:
-        return dumps((item,))
+        return pack((item,))
     except Exception as error:
         raise _unpicklable_item(item, error, None) from error
 
@@ -88,7 +88,7 @@ def encode_items(items: Iterable[object]) -> bytes:
     """A block of items. Raises UnpicklableArgument, naming the item."""
     elements = list(zip(items))
     try:
-        return dumps(elements)
+        return pack(elements)
     except Exception as error:
         for index, (item,) in enumerate(elements):
             if not _travels(item):
@@ -124,14 +124,14 @@ def encode_values(values: list[Any], *, mend: Callable[[], None] | None = None) 
         return data, failures
     # each travels alone, but not all together
     failures = [_unpicklable_result(index, value, data) for index, value in enumerate(values)]
-    return dumps([None] * len(values)), failures
+    return pack([None] * len(values)), failures
 
 
 def _dump_verified(values: list[Any]) -> bytes | BaseException:
     try:
-        data = dumps(values)
+        data = pack(values)
         if has_globals(data) and len(data) <= VERIFY_BYTES_MAX:
-            pickle.loads(data)
+            unpack(data)
     except BaseException as error:  # an object's __reduce__ may raise anything, and must harm no other
         return error
     return data
@@ -139,7 +139,7 @@ def _dump_verified(values: list[Any]) -> bytes | BaseException:
 
 def _travels(value: object) -> bool:
     try:
-        dumps(value)
+        pack(value)
     except Exception:
         return False
     return True
@@ -227,7 +227,7 @@ def load_elements(body: Buffer, lengths: Buffer | None, lo: int, hi: int) -> lis
 
 def _load_block(body: Buffer, lo: int, hi: int) -> list[Any]:
     try:
-        elements = pickle.loads(body)
+        elements = unpack(body)
         if not isinstance(elements, list) or len(elements) < hi:
             raise ValueError("the block holds fewer calls than its batch says")
     except BaseException as error:  # unpickling runs what the classes say, sys.exit too
@@ -238,7 +238,7 @@ def _load_block(body: Buffer, lo: int, hi: int) -> list[Any]:
 def load_column(body: Buffer, lo: int, hi: int) -> Sequence[Any]:
     """Arguments lo..hi of a block of style COLUMN: any sequence that slices. Raises ArgumentLoadError."""
     try:
-        column: Sequence[Any] = pickle.loads(body)
+        column: Sequence[Any] = unpack(body)
         if len(column) < hi:
             raise ValueError("the block holds fewer calls than its batch says")
         return column if hi - lo == len(column) else column[lo:hi]
@@ -248,7 +248,7 @@ def load_column(body: Buffer, lo: int, hi: int) -> Sequence[Any]:
 
 def _load_single(data: memoryview) -> Any:
     try:
-        return pickle.loads(data)
+        return unpack(data)
     except BaseException as error:
         return _unloadable(f"{type(error).__name__}: {error}", error)
 
@@ -265,7 +265,7 @@ def _unloadable(why: str, cause: BaseException | None = None) -> Unloadable:
 def decode_values(blob: Buffer) -> list[Any]:
     """The values of a run; raises ResultLoadError, which is then the error of all its tasks."""
     try:
-        values = pickle.loads(blob)
+        values = unpack(blob)
     except Exception as error:
         raise ResultLoadError(
             f"the results could not be unpickled here: {type(error).__name__}: {error}. If a module is missing, install"

@@ -1,0 +1,101 @@
+"""daskqueue.wire.buffers: large buffers beside their pickle."""
+
+import pickle
+import struct
+from array import array
+from typing import Any
+
+import pytest
+
+from daskqueue.wire.buffers import pack, unpack
+from daskqueue.wire.pickles import APART_BYTES
+
+np: Any = pytest.importorskip("numpy")
+
+
+class Held:
+    """Holds something `__main__`-like that only cloudpickle can write, and an array."""
+
+    def __init__(self, data: Any) -> None:
+        self.data, self.fn = data, lambda x: x + 1
+
+
+def test_plain_data_is_a_plain_pickle() -> None:
+    """Nothing changes for what has no buffers, or only small ones."""
+    assert pack([(1, "a"), b"x" * 100_000]) == pickle.dumps([(1, "a"), b"x" * 100_000], 5)
+    assert pack(np.arange(10))[0] == 0x80
+
+
+@pytest.mark.parametrize("shape", [(APART_BYTES,), (300, 200), (2, 3, 40_000)])
+@pytest.mark.parametrize("dtype", ["u1", "f8", "M8[ns]"])
+def test_arrays_come_back(shape: tuple[int, ...], dtype: str) -> None:
+    """Same values, type, shape, and writable."""
+    value = np.arange(int(np.prod(shape))).astype("i8").astype(dtype).reshape(shape)
+    data = pack([(value, 1), (value.T, 2)])
+    (back, one), (turned, two) = unpack(data)
+    assert (back == value).all()
+    assert back.dtype == value.dtype
+    assert back.flags.writeable
+    assert (one, two) == (1, 2)
+    assert (turned == value.T).all()
+    assert turned.flags.f_contiguous == value.T.flags.f_contiguous
+
+
+def test_the_pickle_itself_stays_small() -> None:
+    """The contents are written once, and not by pickle."""
+    value = np.ones(1_000_000, "u1")
+    assert len(pack([value])) < 1_000_400
+    assert struct.unpack_from("<Q", pack([value]), 8)[0] < 300
+
+
+def test_read_only_stays_read_only() -> None:
+    """What nobody could write to before, nobody can afterwards."""
+    value = np.frombuffer(bytes(50_000), "u1")
+    assert not unpack(pack(value)).flags.writeable
+
+
+def test_a_view_keeps_nothing_else_alive() -> None:
+    """An array of one task does not pin the block it came in."""
+    block = bytearray(pack([np.ones(50_000, "u1"), np.ones(50_000, "u1")]))
+    first, _ = unpack(memoryview(block))
+    block[:] = bytes(len(block))
+    assert first.all()
+
+
+def test_not_contiguous_is_copied() -> None:
+    """A slice with steps has no buffer to hand out."""
+    value = np.arange(100_000)[::3]
+    assert (unpack(pack(value)) == value).all()
+
+
+def test_cloudpickle_puts_buffers_apart_too() -> None:
+    """A second pass, by value, does not write them twice."""
+    held = Held(np.ones(100_000, "u1"))
+    data = pack(held)
+    assert len(data) < 110_000
+    back = unpack(data)
+    assert back.data.all()
+    assert back.fn(1) == 2
+
+
+def test_others_with_buffers() -> None:
+    """Whatever gives pickle a buffer: not only arrays of NumPy."""
+    assert unpack(pack(pickle.PickleBuffer(b"x" * 20_000))) == b"x" * 20_000
+    assert unpack(pack(bytearray(50_000))) == bytearray(50_000)
+    assert unpack(pack(array("Q", range(9_000)))) == array("Q", range(9_000))
+
+
+@pytest.mark.parametrize("cut", [1, 40, 20_000])
+def test_damage_is_noticed(cut: int) -> None:
+    """Bytes that are missing do not give a shorter array."""
+    data = pack([np.ones(50_000, "u1")])
+    with pytest.raises((ValueError, struct.error)):
+        unpack(data[:-cut])
+
+
+def test_a_damaged_count_is_noticed() -> None:
+    """A count beyond the data is an error, not a wild read."""
+    data = bytearray(pack([np.ones(50_000, "u1")]))
+    data[4:8] = b"\xff\xff\xff\x7f"
+    with pytest.raises((ValueError, struct.error, MemoryError)):
+        unpack(bytes(data))
