@@ -126,8 +126,8 @@ def test_close(directory: Directory) -> None:
     assert orders == [
         StopConsuming(A, "k", drain=False),
         StopConsuming(B, "k", drain=False),
-        Drop(A, "p", "u0"),
-        Drop(B, "p", "u1"),
+        Drop(A, "p", "u0", 0),
+        Drop(B, "p", "u1", 0),
     ]
     assert directory.close("p") == []
     assert directory.pools == {}
@@ -397,7 +397,7 @@ def test_an_owned_pool_ends_with_its_client(directory: Directory) -> None:
     open_pool(directory, 1, "mine", "c1")
     open_pool(directory, 1, "theirs", "c2")
     open_pool(directory, 1, "named", "c1", owned=False)
-    assert directory.client_left("c1") == [Drop(A, "mine", "u0")]
+    assert directory.client_left("c1") == [Drop(A, "mine", "u0", 0)]
     assert sorted(directory.pools) == ["named", "theirs"]
 
 

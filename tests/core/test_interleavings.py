@@ -2,11 +2,14 @@
 
 Each `test_iNN` lets its case happen, and asserts that it did. Its neighbour `test_iNN_without_...` takes the cure out
 and shows the harm, so that the first one is known to watch something. Numbers are those of the semantics' table; those
-missing here need hand-over or a durable queue.
+missing here need a durable queue.
 """
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -14,12 +17,17 @@ import pytest
 
 from daskqueue_core.admission import Admission
 from daskqueue_core.consumer import Heartbeat, LeaseBook
-from daskqueue_core.errors import QueueLost, WorkerCrashed
+from daskqueue_core.directory import Directory, PoolRecord
+from daskqueue_core.errors import QueueLost, TaskExpired, WorkerCrashed
+from daskqueue_core.handover import Epochs
 from daskqueue_core.joining import JoinRounds
 from daskqueue_core.leases import Leases
+from daskqueue_core.orders import Order, Place, Release
 from daskqueue_core.outcomes import Outcome
 from daskqueue_core.pacing import Pacer
 from daskqueue_core.queue import TransientQueue
+from daskqueue_core.retry import Retry
+from daskqueue_core.stats import QueueStats
 from daskqueue_core.testing import (
     Chance,
     PoolGone,
@@ -27,6 +35,8 @@ from daskqueue_core.testing import (
     SimClient,
     SimCluster,
     SimFuture,
+    SimHost,
+    SimQueue,
     SimulationStuck,
     SimWork,
     SimWorker,
@@ -290,6 +300,94 @@ def test_i05_a_late_failure_is_stale() -> None:
     assert case.cluster.finish([case.future]) == [2]
 
 
+class LateSuccess:
+    """W1 is not heard and takes 20 s for a task; after 5 s w2 runs it as well, and that ends with `error`."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.cluster, self.client = started(1, ttl_s=5.0)
+        self.cluster.network.rule("heartbeat", source="w1", drop=True, times=None)
+        self.outcomes = self.cluster.network.watch("poll", "answer")
+        self.runs = 0
+        self.error = error
+        (self.future,) = self.client.submit(run=self.run, max_crashes=9)
+        self.cluster.run(lambda: self.runs == 1)
+
+    async def run(self) -> int:
+        """The first run succeeds."""
+        self.runs += 1
+        if self.runs == 2:
+            raise self.error or AssertionError("it runs again")
+        await self.cluster.workers[1].sleep(20.0)
+        return 1
+
+    def elsewhere(self) -> None:
+        """W2 has run it, and takes nothing more."""
+        worker = self.cluster.worker(1)
+        self.cluster.run(lambda: self.runs == 2)
+        worker.consumer.stop()
+        self.cluster.run(seconds=1.0)
+
+    def late(self) -> None:
+        """The answer of w1 arrives; long afterwards nothing else has run."""
+        self.cluster.run(seconds=60.0)
+        self.cluster.worker(1)
+        self.cluster.run(seconds=600.0)
+
+    @property
+    def counts(self) -> QueueStats:
+        """Of the queue."""
+        return self.cluster.queue().stats()
+
+
+def test_i05_a_late_success_of_one_that_waits_for_its_retry() -> None:
+    """It is accepted, and there is no retry."""
+    case = LateSuccess(Retry(300.0))
+    case.elsewhere()
+    assert case.counts.scheduled == 1
+    case.late()
+    assert case.future.result() == 1
+    assert (case.runs, case.counts.stale, case.counts.scheduled) == (2, 0, 0)
+
+
+def test_i05_a_late_success_of_a_suspect() -> None:
+    """It may have killed its worker, and did not."""
+    case = LateSuccess(None)
+    case.cluster.run(seconds=10.0)
+    assert case.counts.ready == 1
+    assert case.cluster.queue().lease(1, owner="near", suspects=False) is None
+    case.late()
+    assert case.future.result() == 1
+    assert (case.runs, case.counts.stale) == (1, 0)
+
+
+def test_i05_a_late_success_of_a_dead_letter() -> None:
+    """Its failure was seen already: stale."""
+    case = LateSuccess(ValueError("second"))
+    case.elsewhere()
+    assert isinstance(case.future.error, ValueError)
+    case.late()
+    assert isinstance(case.future.error, ValueError)
+    assert (case.runs, case.counts.stale, case.counts.failed) == (2, 1, 1)
+
+
+def test_i05_a_late_success_of_what_was_requeued() -> None:
+    """It saves the run: the second life ends with it."""
+    case = LateSuccess(ValueError("second"))
+    case.elsewhere()
+
+    async def requeue() -> int:
+        name = case.client.id, case.future.number
+        count: int = await case.client.link.call(0, "requeue", names=[name])
+        return count
+
+    assert case.cluster.result(case.client, requeue) == 1
+    assert (case.counts.ready, case.counts.failed) == (1, 0)
+    case.late()
+    assert (case.runs, case.counts.stale, case.counts.unfinished) == (2, 0, 0)
+    told = [outcome for message in case.outcomes.hits for outcome in message.content[1].outcomes]
+    assert [(outcome.life, bool(outcome.errors)) for outcome in told] == [(0, True), (1, False)]
+
+
 # -- 6
 
 
@@ -317,8 +415,57 @@ def test_i06_one_answer_for_what_is_half_finished_elsewhere(monkeypatch: pytest.
     assert [places(cluster, futures[at]) for at in (0, 499, 500, 999)] == [["w1", "w2"]] * 2 + [["w1"]] * 2
     last: Outcome = [outcome for message in outcomes.hits for outcome in message.content[1].outcomes][-1]
     assert (last.index, last.count, last.accepted) == (0, 1000, ((500, 1000),))
-    stale = 500 + 500  # w2 said its half again, as the request that it rode on was given up
+    stale = 500 + 125  # w2 said its last eighth of suspects again, as the request that it rode on was given up
     assert cluster.queue().stats().stale == stale
+
+
+class Second:
+    """A task whose first run says 1, and whose second ends as it is told."""
+
+    def __init__(self, second: Exception | int) -> None:
+        self.second = second
+        self.runs = 0
+
+    def __call__(self) -> int:
+        self.runs += 1
+        if self.runs == 1:
+            return 1
+        if isinstance(self.second, Exception):
+            raise self.second
+        return self.second
+
+
+def test_i06_one_answer_for_what_became_this_and_that_elsewhere() -> None:
+    """Of 8 that ran, 4 became something else meanwhile: the late answer counts for what has not ended."""
+    cluster = build(1, ttl_s=5.0)
+    train(cluster.workers[1], FAST_S)
+    cluster.start()
+    client, network = cluster.clients[0], cluster.network
+    network.rule("heartbeat", source="w1", drop=True, times=None)
+    lates = [
+        network.rule("lease", source="w1", delay=20.0, where=lambda content: bool(content["reports"])),
+        network.rule("settle", source="w1", delay=20.0),
+    ]
+    runs = [Second(second) for second in (2, Retry(600.0), ValueError("no"), 2, 2, 2, 2, 2)]
+    futures = client.submit(works=[SimWork(FAST_S, run=run) for run in runs], max_crashes=9)
+    cluster.run(lambda: any(late.hits for late in lates))
+    cluster.run(seconds=8.0)
+    assert cluster.queue().ready == 8
+    assert cancel(cluster, client, 3, 4) == 1
+    b = cluster.worker(1)
+    train(b, FAST_S)
+    cluster.run(lambda: runs[2].runs == 2)
+    b.consumer.stop()
+    cluster.run(seconds=1.0)
+    assert cluster.queue().stats().scheduled == 1
+    cluster.end(futures, seconds=20.0)
+    assert [future.value for future in futures] == [2, 1, None, None, *([1] * 4)]
+    assert isinstance(futures[2].error, ValueError)
+    assert isinstance(futures[3].error, SimCancelled)
+    cluster.worker(1)
+    cluster.run(seconds=900.0)
+    assert [run.runs for run in runs] == [2, 1 + 1, 2, 1, 1, 1, 1, 1]
+    assert cluster.queue().stats().stale >= 3
 
 
 # -- 7
@@ -414,6 +561,71 @@ def test_i08_the_holder_agrees() -> None:
     assert not any(starts(cluster, future) for future in futures[5:])
 
 
+def test_i08_a_suspect_is_cancelled_and_its_worker_dies() -> None:
+    """It came back once, marked, and was asked to stop in its second run: the loss ends it, as one and as several."""
+    for crashes in (1, 9):  # with the last crash it would be a dead letter, but it was cancelled
+        cluster = build(1)
+        train(cluster.workers[1], 10.0)
+        cluster.workers[1].consumer.pacer.observe(b"f", 1, 0.001)
+        cluster.start()
+        client = cluster.clients[0]
+        futures = client.submit(2, seconds=60.0, value=1, max_crashes=crashes, block=True)
+        cluster.run(lambda: bool(starts(cluster, futures[0])))
+        cluster.run(seconds=0.05)
+        cluster.kill(cluster.workers[1])
+        cluster.run(seconds=1.0)
+        second = cluster.worker(1)
+        cluster.run(lambda: len(starts(cluster, futures[0])) + len(starts(cluster, futures[1])) >= 2)
+        assert cancel(cluster, client, 0, 2) == 2
+        cluster.run(seconds=0.01)
+        cluster.kill(second)
+        cluster.worker(1)
+        cluster.run(seconds=200.0)
+        assert all(isinstance(future.error, SimCancelled) for future in futures)
+        assert {place for future in futures for place in places(cluster, future)} == {"w1", "w2"}
+
+
+def test_i08_cancelled_while_it_runs_and_it_asks_for_another_run() -> None:
+    """A retry is no way out."""
+    cluster, client = started(1)
+    flaky = Flaky(9, 1.0)
+    (future,) = client.submit(seconds=5.0, run=flaky)
+    cluster.run(lambda: bool(starts(cluster, future)))
+    assert cancel(cluster, client, 0, 1) == 1
+    cluster.run(seconds=60.0)
+    assert isinstance(future.error, SimCancelled)
+    assert flaky.runs == 1
+
+
+def test_i08_cancelled_while_it_waits_for_its_retry() -> None:
+    """It ends at once."""
+    cluster, client = started(1)
+    flaky = Flaky(9, 100.0)
+    (future,) = client.submit(run=flaky)
+    cluster.run(lambda: cluster.queue().stats().scheduled == 1)
+    assert cancel(cluster, client, 0, 1) == 1
+    cluster.run(lambda: future.done, seconds=0.1)
+    assert isinstance(future.error, SimCancelled)
+    cluster.run(seconds=200.0)
+    assert flaky.runs == 1
+
+
+def test_i08_expired_while_it_runs_and_the_worker_dies() -> None:
+    """It never runs again; without the loss its success would have counted."""
+    for dies in (True, False):
+        cluster, client = started(1, 1)
+        (future,) = client.submit(seconds=60.0, value=1, expires_at=cluster.simulation.clock() + 10 * 10**9)
+        cluster.run(lambda: bool(starts(cluster, future)))
+        cluster.run(seconds=20.0)
+        assert not future.done
+        if dies:
+            cluster.kill(cluster.workers[1])
+        cluster.end([future])
+        cluster.run(seconds=100.0)
+        assert isinstance(future.error, TaskExpired) if dies else future.result() == 1
+        assert places(cluster, future) == ["w1"]
+
+
 # -- 9
 
 
@@ -427,6 +639,32 @@ def test_i09_early_ack_and_the_worker_dies(early_ack: bool) -> None:
     cluster.run(seconds=60.0)
     assert places(cluster, future) == (["w1"] if early_ack else ["w1", "w2"])
     assert isinstance(future.error, WorkerCrashed) if early_ack else future.result() == 1
+
+
+def test_i09_a_retry_is_the_tasks_own_wish() -> None:
+    """With early ack too it runs again after it asked for it, and not after its worker was lost; then who requeues it
+    wishes it, and under its key it may be put again."""
+    cluster, client = started(1, early_ack=True)
+    flaky = Flaky(1, 5.0)
+    (future,) = client.submit(seconds=10.0, run=flaky, keys=("k",))
+    cluster.run(lambda: len(starts(cluster, future)) == 2)
+    cluster.kill(cluster.workers[1])
+    cluster.worker(1)
+    cluster.run(seconds=60.0)
+    assert isinstance(future.error, WorkerCrashed)
+    assert places(cluster, future) == ["w1", "w1"]
+    (letter,) = cluster.queue().dead_letters()
+    assert (letter.reason, letter.attempts, letter.key) == ("early_ack", 1, "k")
+
+    async def requeue() -> int:
+        count: int = await client.link.call(0, "requeue", names=["k"])
+        return count
+
+    assert cluster.result(client, requeue) == 1
+    (again,) = client.submit(seconds=10.0, value="not put", keys=("k",))
+    assert cluster.finish([again]) == ["done"]
+    assert places(cluster, future) == ["w1", "w1", "w2"]
+    assert places(cluster, again) == []
 
 
 # -- 10
@@ -447,6 +685,37 @@ def test_i10_half_of_a_lease_is_acked_and_the_owner_dies() -> None:
     assert len(granted.hits[0].content[1]) == 1000
     assert {tuple(places(cluster, future)) for future in futures[:500]} == {("w1",)}
     assert {places(cluster, future)[-1] for future in futures[500:]} == {"w2"}
+
+
+def test_i10_a_lease_of_this_and_that_and_the_owner_dies() -> None:
+    """A quarter succeeded, one waits for its retry, one failed: only what was running is suspect, and is run apart."""
+    cluster = build(4)
+    train(cluster.workers[1], 0.001)
+    cluster.start()
+    client = cluster.clients[0]
+    granted = cluster.network.watch("lease", "answer", where=is_grant)
+    flaky = [Flaky(1, 30.0) for _ in range(2)]
+    works = [
+        *[SimWork(0.01, "ok")] * 2,
+        *[SimWork(0.01, run=each) for each in flaky],
+        *[SimWork(0.01, run=fail)] * 2,
+        *[SimWork(50.0, "slow")] * 2,
+    ]
+    futures = client.submit(works=works, block=True)
+    cluster.run(seconds=1.0)
+    assert len(granted.hits[0].content[1]) == 8
+    stats = cluster.queue().stats()
+    assert (stats.finished, stats.scheduled, stats.failed, stats.delivered) == (4, 2, 2, 2)
+    cluster.kill(cluster.workers[1])
+    cluster.run(seconds=1.0)
+    (urgent,) = client.submit(value="urgent", priority=5)
+    cluster.worker(2)
+    cluster.end([*futures, urgent])
+    assert [future.value for future in futures] == ["ok", "ok", "done", "done", None, None, "slow", "slow"]
+    assert [len(places(cluster, future)) for future in futures] == [1, 1, 2, 2, 1, 1, 2, 2]
+    later = [message.content[1] for message in granted.hits if message.target == "w2"]
+    assert [lease.runs for lease in later[:3]] == [((8, 9),), ((6, 7),), ((7, 8),)]
+    assert cluster.queue().stats().retries == 2
 
 
 # -- 11
@@ -496,6 +765,571 @@ def test_i12_a_task_holds_the_gil(ttl_s: float, where: list[str]) -> None:
     assert cluster.finish([future]) == [1]
     cluster.run(seconds=100.0)
     assert places(cluster, future) == where
+
+
+# -- 13
+
+
+def only_one(cluster: SimCluster, index: int = 0) -> Place:
+    """The place of a queue, which is the only one where it or an earlier life of it is or is leaving from."""
+    place = cluster.directory.pools["pool"].places[index]
+    here = [
+        (w.address, q.queue.uuid, q.queue.epoch) for w in cluster.workers if w.alive for q in w.host.queues.values()
+    ]
+    places = [(p.address, p.uuid, p.epoch) for p in cluster.directory.pools["pool"].places]
+    assert sorted(here) == sorted(places)
+    assert not any(worker.host.leaving for worker in cluster.workers if worker.alive)
+    assert not cluster.directory.pools["pool"].moves
+    cluster.queue(index).validate()
+    return place
+
+
+def is_grant(answer: Any) -> bool:
+    """Whether the answer to a lease request is a lease."""
+    return answer[0] == "ok" and answer[1] is not None
+
+
+class Moving:
+    """Queue 0 of w0 is to move to w1; w2 has consumers. What w0 gives away is under way for 2 s."""
+
+    def __init__(self, **options: Any) -> None:
+        self.cluster = SimCluster(**options)
+        self.old, self.new, self.consumer = (self.cluster.worker(slots) for slots in (0, 0, 1))
+        self.client = self.cluster.client()
+        self.cluster.start()
+        self.before = self.place
+        self.cluster.finish(self.client.submit())
+
+    @property
+    def place(self) -> Place:
+        """Where the queue is."""
+        return self.cluster.directory.pools["pool"].places[0]
+
+    def leave(self) -> None:
+        """It is closed and under way."""
+        self.cluster.network.rule("hand_over", "answer", delay=2.0)
+        self.cluster.move(0, self.new)
+        self.cluster.run(lambda: bool(self.old.host.leaving))
+
+    def arrive(self) -> None:
+        """It is served again."""
+        self.cluster.run(lambda: self.place.up and self.place.epoch > self.before.epoch, seconds=60.0)
+        self.cluster.run(seconds=1.0)
+
+    def check_moved(self) -> None:
+        """The same queue, at the new host, and nowhere else."""
+        assert only_one(self.cluster) == Place(self.before.uuid, "w1", 1, True)
+
+
+def test_i13_a_put_whose_answer_was_lost() -> None:
+    """It was admitted, and is repeated at the new host, which knows it."""
+    case = Moving()
+    lost = case.cluster.network.rule("admit", "answer", delay=1.0, drop=True)
+    futures = case.client.submit(3, value=1)
+    case.cluster.run(lambda: bool(lost.hits))
+    case.leave()
+    assert case.cluster.finish(futures) == [1] * 3
+    case.check_moved()
+    assert case.cluster.queue().puts == 4
+    assert not case.cluster.reruns
+
+
+def test_i13_without_the_admission_of_producers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the repeated put is put a second time."""
+    monkeypatch.setattr(Admission, "rows", lambda _: [])
+    case = Moving()
+    lost = case.cluster.network.rule("admit", "answer", delay=1.0, drop=True)
+    futures = case.client.submit(3, value=1)
+    case.cluster.run(lambda: bool(lost.hits))
+    case.leave()
+    case.cluster.finish(futures)
+    case.cluster.run(seconds=5.0)
+    assert case.cluster.queue().puts == 7
+
+
+def test_i13_a_put_while_it_is_under_way() -> None:
+    """The old host does not take it any more, the new one does."""
+    case = Moving()
+    case.leave()
+    refused = case.cluster.network.watch("admit", "answer", source="w0")
+    futures = case.client.submit(3, value=1)
+    assert case.cluster.finish(futures, seconds=5.0) == [1] * 3
+    case.cluster.run(seconds=1.0)
+    case.check_moved()
+    assert {message.content[0] for message in refused.hits} == {"lost"}
+
+
+def test_i13_without_closing_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what the old host admits while its copy is under way is lost."""
+    honest = SimHost.hand_over
+
+    def hand_over(host: SimHost, uuid: str, epoch: int) -> tuple[Any, ...]:
+        queue = host.queues[uuid].queue
+        answer = honest(host, uuid, epoch)
+        state, expected = pickle.loads(answer[1])
+        copy = TransientQueue.take_over(state, clock=queue._clock, epoch=epoch)
+        copy.epoch = queue.epoch
+        host.queues[uuid] = SimQueue(host._node, copy, expected)
+        return answer
+
+    monkeypatch.setattr(SimHost, "hand_over", hand_over)
+    case = Moving()
+    case.leave()
+    futures = case.client.submit(3, 10.0)
+    with pytest.raises(SimulationStuck):
+        case.cluster.finish(futures)
+
+
+def test_i13_a_grant_is_under_way() -> None:
+    """The old host granted it and moved: the request is repeated under its number and gets the same lease."""
+    case = Moving()
+    lost = case.cluster.network.rule("lease", "answer", drop=True, delay=1.0, where=is_grant)
+    granted = case.cluster.network.watch("lease", "answer", where=is_grant)
+    (future,) = case.client.submit(seconds=1.0, value=1)
+    case.cluster.run(lambda: bool(lost.hits))
+    case.leave()
+    assert case.cluster.finish([future], seconds=6.0) == [1]
+    assert len({message.content[1].id for message in granted.hits}) == 1
+    assert {message.source for message in granted.hits} == {"w0", "w1"}
+    case.cluster.run(seconds=1.0)
+    case.check_moved()
+    assert not case.cluster.reruns
+
+
+def test_i13_what_waits_at_the_old_host_asks_at_the_new_one() -> None:
+    """A parked lease request, a poll and a join are answered as lost at once, not when their time is over."""
+    case = Moving()
+    join = case.client.spawn(case.client.join)
+    case.cluster.run(seconds=0.1)
+    case.leave()
+    case.arrive()
+    case.check_moved()
+    parked = case.cluster.network.watch("lease", target="w1")
+    (future,) = case.client.submit(value=1)
+    assert case.cluster.finish([future], seconds=0.1) == [1]
+    assert case.cluster.simulation.result(join, seconds=1.0) >= 2
+    assert len(parked.hits) <= 1
+
+
+def test_i13_a_task_runs_on_and_reports_to_the_new_host() -> None:
+    """Its lease went along: it is renewed there, and the report ends it."""
+    case = Moving(ttl_s=5.0)
+    (future,) = case.client.submit(seconds=20.0, value=1)
+    case.cluster.run(lambda: bool(starts(case.cluster, future)))
+    case.leave()
+    assert case.cluster.finish([future], seconds=25.0) == [1]
+    case.check_moved()
+    assert places(case.cluster, future) == ["w2"]
+    assert case.cluster.queue().stats().stale == 0
+
+
+def test_i13_outcomes_come_again_and_count_once() -> None:
+    """The client had read some and acknowledged none: the new host sends all again, the client drops those it knows."""
+    case = Moving()
+    case.cluster.network.rule("poll", drop=True, delay=1.0, where=lambda content: content["cursor"][1] > 1)
+    futures = case.client.submit(5, 0.05, value=1)
+    case.cluster.run(lambda: futures[0].done)
+    case.leave()
+    again = case.cluster.network.watch("poll", "answer", source="w1")
+    assert case.cluster.finish(futures, seconds=10.0) == [1] * 5
+    sent = [each.index for message in again.hits for each in message.content[1].outcomes]
+    assert 0 in sent
+
+
+def test_i13_a_cancel_is_under_way() -> None:
+    """The old host flagged it and moved: the holder hears of it from the new one."""
+    case = Moving()
+    train(case.consumer, 0.002)
+    case.cluster.finish(case.client.submit())  # so that its next request knows the function
+    futures = case.client.submit(10, 0.5, value=1)
+    case.cluster.run(lambda: bool(starts(case.cluster, futures[0])))
+    case.cluster.network.rule("heartbeat", drop=True, times=None, target="w0")
+    first = case.cluster.queue().puts - 10
+    assert cancel(case.cluster, case.client, first + 8, first + 10) == 2
+    case.leave()
+    case.cluster.end(futures)
+    case.check_moved()
+    assert [future.error is None for future in futures] == [True] * 8 + [False] * 2
+    assert not any(starts(case.cluster, future) for future in futures[8:])
+
+
+def test_i13_delays_and_retries_go_along() -> None:
+    """What waits for its time, new or as a retry, begins then at the new host; attempts are counted on."""
+    case = Moving()
+    flaky = Flaky(2, 10.0)
+    now = case.cluster.simulation.clock
+    delayed = case.client.submit(value=1, ready_at=now() + 15 * 10**9)
+    retried = case.client.submit(run=flaky)
+    case.cluster.run(lambda: flaky.runs == 1)
+    began = now.seconds
+    case.cluster.run(seconds=0.1)
+    assert case.cluster.queue().stats().scheduled == 2
+    case.leave()
+    outcomes = case.cluster.network.watch("poll", "answer", source="w1")
+    assert case.cluster.finish([*delayed, *retried]) == [1, "done"]
+    at = [start.at - began for start in starts(case.cluster, retried[0])]
+    assert at == pytest.approx([0.0, 10.0, 20.0], abs=0.5)
+    assert starts(case.cluster, delayed[0])[0].at == pytest.approx(15.0 + began, abs=0.5)
+    told = [outcome for message in outcomes.hits for outcome in message.content[1].outcomes]
+    assert bytes([3]) in [outcome.attempts for outcome in told]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_i13_a_worker_is_lost_meanwhile(late: bool) -> None:
+    """While the queue is under way, or just before, so that the word of it is late: its lease goes back."""
+    case = Moving()
+    (future,) = case.client.submit(seconds=30.0, value=1)
+    case.cluster.run(lambda: bool(starts(case.cluster, future)))
+    if late:
+        word = case.cluster.network.rule("lost", delay=5.0)
+        case.cluster.kill(case.consumer)
+        case.cluster.run(lambda: bool(word.hits))
+    case.leave()
+    if not late:
+        case.cluster.kill(case.consumer)
+    case.cluster.worker(1)
+    assert case.cluster.finish([future], seconds=40.0) == [1]
+    case.check_moved()
+    assert places(case.cluster, future) == ["w2", "w3"]
+
+
+def test_i13_without_what_the_directory_remembers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the lost worker's lease waits for its deadline."""
+    honest = Directory.moved
+
+    def moved(directory: Directory, *args: Any) -> list[Order]:
+        return [order for order in honest(directory, *args) if not isinstance(order, Release)]
+
+    monkeypatch.setattr(Directory, "moved", moved)
+    case = Moving()
+    (future,) = case.client.submit(seconds=30.0, value=1)
+    case.cluster.run(lambda: bool(starts(case.cluster, future)))
+    case.leave()
+    case.cluster.kill(case.consumer)
+    case.cluster.worker(1)
+    with pytest.raises(SimulationStuck):
+        case.cluster.finish([future], seconds=200.0)
+
+
+def test_i13_the_journey_is_longer_than_a_lease() -> None:
+    """Nobody could be heard meanwhile, so nobody's lease lapses."""
+    case = Moving(ttl_s=5.0)
+    (future,) = case.client.submit(seconds=40.0, value=1)
+    case.cluster.run(lambda: bool(starts(case.cluster, future)))
+    case.cluster.network.rule("hand_over", "answer", delay=20.0)
+    case.cluster.move(0, case.new)
+    case.cluster.worker(1)
+    assert case.cluster.finish([future]) == [1]
+    case.check_moved()
+    assert places(case.cluster, future) == ["w2"]
+
+
+def called_off(case: Moving) -> list[SimFuture]:
+    """The queue is at w1. W0 takes it over, but its word does not arrive: called off, and home to w1.
+
+    Meanwhile a client that still believes it is at w0, as it was at first, puts something there.
+    """
+    case.cluster.moved(0, case.new)
+    believed = [Place(case.before.uuid, "w0", 0, True)]
+    case.cluster.run(seconds=1.0)
+    case.cluster.network.rule("take_over", "answer", target="scheduler", source="w0", delay=60.0)
+    case.cluster.move(0, case.old)
+    case.cluster.run(lambda: bool(case.old.host.queues))
+    case.client.link.places = believed
+    return case.client.submit(3, value=1)
+
+
+def test_i13_a_move_is_called_off() -> None:
+    """Nobody is served by a host whose place was not switched, whatever he believes; the old one takes it back."""
+    case = Moving()
+    futures = called_off(case)
+    assert case.cluster.finish(futures, seconds=60.0) == [1] * 3
+    case.cluster.run(seconds=60.0)
+    assert only_one(case.cluster) == Place(case.before.uuid, "w1", 3, True)
+    assert not case.cluster.reruns
+
+
+def test_i13_without_the_epoch_in_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the client's put is taken by the host that is told to drop the queue."""
+    honest = SimHost.call
+
+    async def call(host: SimHost, op: str, uuid: str, epoch: int, *args: Any) -> Any:
+        return await honest(host, op, uuid, host.queues[uuid].queue.epoch if uuid in host.queues else epoch, *args)
+
+    monkeypatch.setattr(SimHost, "call", call)
+    case = Moving()
+    futures = called_off(case)
+    with pytest.raises(SimulationStuck):
+        case.cluster.finish(futures, seconds=120.0)
+
+
+def late_question(case: Moving) -> list[SimFuture]:
+    """W1 asks w0 for the queue, and is heard only after the move was called off."""
+    late = case.cluster.network.rule("hand_over", delay=40.0)
+    case.cluster.move(0, case.new)
+    case.cluster.run(lambda: case.place.epoch == 2, seconds=35.0)
+    assert late.hits[0].content["epoch"] == 1
+    case.cluster.run(seconds=20.0)
+    return case.client.submit(3, value=1)
+
+
+def test_i13_a_question_comes_late() -> None:
+    """The queue has a higher epoch by then, and stays."""
+    case = Moving()
+    assert case.cluster.finish(late_question(case), seconds=1.0) == [1] * 3
+    assert only_one(case.cluster) == Place(case.before.uuid, "w0", 2, True)
+
+
+def test_i13_without_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is taken away from where it is."""
+    monkeypatch.setattr(Epochs, "admits", lambda *_: True)
+    case = Moving()
+    with pytest.raises(ValueError, match="1 is not later"):
+        late_question(case)
+    assert not case.old.host.queues
+
+
+class Flaky:
+    """A task that asks to be run again so many times, and is done then."""
+
+    def __init__(self, times: int, delay: float) -> None:
+        self.times = times
+        self.delay = delay
+        self.runs = 0
+
+    def __call__(self) -> str:
+        self.runs += 1
+        if self.runs <= self.times:
+            raise Retry(self.delay)
+        return "done"
+
+
+def traffic(cluster: SimCluster, random: Random) -> list[SimFuture]:
+    """Something of everything, a little later."""
+    client = random.choice(cluster.clients)
+    seconds = random.choice([0.0, 0.001, 0.05])
+    count = random.randrange(1, 30)
+    works = [SimWork(seconds, "done", random.choice(KINDS)(random)) for _ in range(count)]
+    options: dict[str, Any] = {"priority": random.randrange(2)}
+    if random.random() < 0.3:
+        options["ready_at"] = cluster.simulation.clock() + random.randrange(5 * 10**9)
+    futures = client.submit(works=works, block=random.random() < 0.5, function=str(seconds).encode(), **options)
+    if random.random() < 0.5:
+        start = random.randrange(100)
+        client.spawn(client.link.call, 0, "cancel", runs=((start, start + random.randrange(10)),))
+    cluster.run(seconds=random.uniform(0.0, 0.5))
+    return futures
+
+
+KINDS: list[Callable[[Random], Any]] = [
+    lambda _: None,
+    lambda _: None,
+    lambda _: fail,
+    lambda random: Flaky(random.randrange(1, 3), random.choice([0.0, 0.3, 2.0])),
+]
+
+
+def check_futures(cluster: SimCluster, futures: list[SimFuture]) -> None:
+    """They have ended as they should."""
+    for future in futures:
+        run = cluster.works[future.work].run
+        if future.error is None:
+            assert future.value == "done"
+        elif not isinstance(future.error, SimCancelled):
+            assert isinstance(future.error, ZeroDivisionError)
+            assert run is fail
+
+
+SEEDS = [range(at, at + 20) for at in range(0, 200, 20)]
+SOAKS = pytest.mark.parametrize(
+    "seeds",
+    [SEEDS[0], *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in SEEDS[1:])],
+    ids=lambda seeds: str(seeds.start),
+)
+
+
+@SOAKS
+def test_i13_soak(seeds: range) -> None:
+    """The queue moves again and again, the network does its worst: all ends right, nothing is put or run twice."""
+    for seed in seeds:
+        random = Random(seed)
+        cluster, _ = started(2, 2, clients=2)
+        cluster.network.chance = Chance(random, drop=0.05, twice=0.05, slow=0.1, slowest_s=random.choice([0.1, 3.0]))
+        uuid = cluster.queue().uuid
+        futures: list[SimFuture] = []
+        for _ in range(10):
+            cluster.move(0, random.choice(cluster.workers))
+            futures += traffic(cluster, random)
+        cluster.end(futures, seconds=900.0)
+        check_futures(cluster, futures)
+        cluster.run(seconds=40.0)
+        place = only_one(cluster)
+        assert place.uuid == uuid
+        assert place.epoch > 0
+        assert cluster.queue().puts == len(futures)
+        assert cluster.queue().unfinished == 0
+        for future in futures:
+            run = cluster.works[future.work].run
+            times = len(starts(cluster, future))
+            most = 1 + run.times if isinstance(run, Flaky) else 1
+            assert times == most or (isinstance(future.error, SimCancelled) and times < most)
+
+
+# -- 14
+
+
+def test_i14_the_old_host_dies_before_it_was_asked() -> None:
+    """What it held is gone: the client puts it again into the next life, and that is the only queue."""
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    asked = case.cluster.network.rule("hand_over", delay=2.0)
+    case.cluster.move(0, case.new)
+    case.cluster.run(lambda: bool(asked.hits))
+    case.cluster.kill(case.old)
+    assert case.cluster.finish(futures, seconds=120.0) == [1] * 5
+    place = only_one(case.cluster)
+    assert place.uuid != case.before.uuid
+    assert place.epoch == 2
+
+
+def test_i14_the_old_host_dies_with_the_queue_under_way() -> None:
+    """The same: the answer breaks with its host."""
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    case.leave()
+    case.cluster.kill(case.old)
+    assert case.cluster.finish(futures, seconds=120.0) == [1] * 5
+    assert only_one(case.cluster).uuid != case.before.uuid
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_i14_the_old_host_dies_before_the_switch(silent: bool) -> None:
+    """The new one has the queue and says so later: nothing is lost, and it is the same queue."""
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    case.cluster.network.rule("take_over", "answer", delay=2.0)
+    case.cluster.move(0, case.new)
+    case.cluster.run(lambda: bool(case.new.host.queues))
+    case.cluster.kill(case.old, silent=silent)
+    assert case.place.address != "w1"
+    assert case.cluster.finish(futures, seconds=60.0) == [1] * 5
+    case.cluster.run(seconds=60.0)
+    case.check_moved()
+    assert not case.cluster.reruns
+
+
+def test_i14_without_waiting_for_the_new_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what arrived in time is thrown away, and what runs is run again."""
+
+    def forget(directory: Directory, pool: PoolRecord, index: int) -> list[Order]:
+        del pool.moves[pool.places[index].uuid]
+        return directory._rehost(pool, index)
+
+    monkeypatch.setattr(Directory, "_host_left", forget)
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    case.cluster.network.rule("take_over", "answer", delay=2.0)
+    case.cluster.move(0, case.new)
+    case.cluster.run(lambda: bool(case.new.host.queues))
+    case.cluster.kill(case.old)
+    case.cluster.finish(futures, seconds=120.0)
+    assert case.place.uuid != case.before.uuid
+    assert case.cluster.reruns
+
+
+def test_i14_the_old_host_dies_after_the_switch() -> None:
+    """It has nothing any more."""
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    dropped = case.cluster.network.rule("drop", delay=2.0)
+    case.cluster.move(0, case.new)
+    case.cluster.run(lambda: bool(dropped.hits))
+    assert case.old.host.leaving
+    case.cluster.kill(case.old)
+    assert case.cluster.finish(futures, seconds=60.0) == [1] * 5
+    case.check_moved()
+    assert not case.cluster.reruns
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_i14_the_new_host_dies_before_the_switch(arrived: bool) -> None:
+    """The old one kept what it gave away, and takes the queue over from itself."""
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    if arrived:
+        case.cluster.network.rule("take_over", "answer", delay=2.0)
+        case.cluster.move(0, case.new)
+        case.cluster.run(lambda: bool(case.new.host.queues))
+    else:
+        case.leave()
+    case.cluster.kill(case.new)
+    assert case.cluster.finish(futures, seconds=60.0) == [1] * 5
+    assert only_one(case.cluster) == Place(case.before.uuid, "w0", 2, True)
+    assert not case.cluster.reruns
+
+
+def test_i14_the_new_host_dies_after_the_switch() -> None:
+    """A loss like any other, if the old one did not hear yet that it may forget."""
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    case.cluster.network.rule("drop", delay=5.0)
+    case.cluster.moved(0, case.new)
+    case.cluster.kill(case.new)
+    assert case.cluster.finish(futures, seconds=120.0) == [1] * 5
+    place = only_one(case.cluster)
+    assert place.uuid != case.before.uuid
+    assert place.epoch == 2
+
+
+def test_i14_both_die() -> None:
+    """The client has everything that is needed."""
+    case = Moving()
+    futures = case.client.submit(5, 10.0, value=1)
+    case.cluster.run(seconds=1.0)
+    case.leave()
+    case.cluster.kill(case.old)
+    case.cluster.kill(case.new)
+    assert case.cluster.finish(futures, seconds=120.0) == [1] * 5
+    assert only_one(case.cluster).address == "w2"
+
+
+def test_i14_the_pool_ends_meanwhile() -> None:
+    """Wherever the queue is, or arrives, it is dropped."""
+    case = Moving()
+    case.leave()
+    case.cluster.scheduler.carry_out(case.cluster.directory.close("pool"))
+    case.cluster.run(seconds=10.0)
+    assert not any(worker.host.queues or worker.host.leaving for worker in case.cluster.workers)
+
+
+@SOAKS
+def test_i14_soak(seeds: range) -> None:
+    """Hosts die around the moves: one queue and one epoch of each, and every task ends once and right."""
+    for seed in seeds:
+        random = Random(seed)
+        cluster, _ = started(2, 2, 1, n_queues=2, clients=2)
+        cluster.network.chance = Chance(random, drop=0.03, twice=0.03, slow=0.1, slowest_s=random.choice([0.1, 3.0]))
+        victims = random.sample(cluster.workers, 2)
+        for victim in victims:
+            silent = random.random() < 0.3
+            cluster.scheduler.later(random.uniform(0.1, 4.0), partial(cluster.kill, victim, silent=silent))
+        futures: list[SimFuture] = []
+        for _ in range(10):
+            for index in range(2):
+                cluster.move(index, random.choice(cluster.workers))
+            futures += traffic(cluster, random)
+        cluster.end(futures, seconds=900.0)
+        check_futures(cluster, futures)
+        cluster.run(seconds=60.0)
+        only_one(cluster)
+        assert [cluster.queue(index).unfinished for index in range(2)] == [0, 0]
 
 
 # -- 16
@@ -638,9 +1472,6 @@ def test_a_host_dies(resubmit: bool) -> None:
 
 
 # -- all at once
-
-
-SEEDS = [range(at, at + 20) for at in range(0, 200, 20)]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,25 @@ def test_end_of_one_grant_keeps_the_others() -> None:
     assert [table.grant("a", number) for number in (4, 5, 6)] == [made[0], None, made[2]]
 
 
+def test_cut_anywhere() -> None:
+    """Whoever holds them, holds them no more, and may not speak of them again."""
+    table = Leases()
+    first = lease(table, 1, "a", (0, 4))
+    lease(table, 2, "b", (4, 6))
+    table.cut_anywhere([(2, 6)])
+    table.validate([(0, 2)])
+    assert list(first.runs) == [(0, 2)]
+    assert list(table.by_id) == [1]
+
+
+def test_regrant() -> None:
+    """Positions count in what was granted, though some of it is lost."""
+    made = Lease(1, "a", ((2, 4),), 2, False, 0)
+    made.regrant(((0, 2), (2, 4), (9, 10)))
+    made.progress(2, 3)
+    assert made.begun() == [(0, 3)]
+
+
 def test_validate_finds_two_holders() -> None:
     """One message in two leases."""
     table = Leases()

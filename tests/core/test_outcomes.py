@@ -142,32 +142,47 @@ def test_the_oldest_collected_go_when_there_is_too_much() -> None:
 def test_forget_of_a_part() -> None:
     """The blob stays for the others."""
     results = kept(ttl=10)
-    number = results.add(1, outcome(1), ((0, 5), (7, 9)))
-    results.forget([(3, 8)])
-    assert len(results) == 1
+    number = results.add(1, Outcome(100, 10, 9, ((0, 5), (7, 9)), b"values"), ((30, 35), (37, 39)))
+    results.forget(1, 100, 13, 18)
+    [(_, left)] = results.read(0, 10**6)[1]
+    assert (left.accepted, bytes(left.values)) == (((0, 3), (8, 9)), b"values")
     results.collected([number], 0)
-    assert results.expire(10) == [(0, 3), (8, 9)]
+    assert results.expire(10) == [(30, 33), (38, 39)]
 
 
 def test_forget_of_all() -> None:
     """Bytes are free, and it does not expire a second time."""
     results = kept(ttl=10)
-    number = results.add(1, outcome(1), ((0, 5),))
-    other = results.add(1, outcome(2), ((5, 9),))
-    results.collected([number, other], 0)
-    results.forget([(0, 3)])
-    results.forget([(3, 5)])
-    assert (len(results), results.nbytes) == (1, outcome(2).nbytes)
-    assert results.expire(10) == [(5, 9)]
+    first, second, other = Outcome(1, 0, 5), Outcome(1, 5, 4), Outcome(1, 0, 4)
+    numbers = [results.add(1, first, ((0, 5),)), results.add(1, second, ((5, 9),)), results.add(2, other, ((9, 13),))]
+    results.collected(numbers, 0)
+    results.forget(1, 1, 0, 3)
+    results.forget(1, 1, 3, 5)
+    assert (len(results), results.nbytes) == (2, second.nbytes + other.nbytes)
+    assert results.expire(10) == [(5, 9), (9, 13)]
+    assert results.nbytes == 0
 
 
-def test_forget_keeps_errors() -> None:
-    """Failed messages are not forgotten with those that succeeded."""
+def test_forget_of_some_errors() -> None:
+    """The others are still told, and the bytes of what is forgotten are free."""
     results = kept()
-    results.add(1, Outcome(0, 0, 2, errors=((1, b"E", "Boom"),)), ((0, 1),))
-    results.add(1, Outcome(9, 0, 1, errors=((0, b"E", "Boom"),)), ())
-    results.forget([(0, 100)])
-    assert [each.first for _, each in results.read(0, 10**6)[1]] == [0, 9]
+    results.add(1, Outcome(0, 3, 2, errors=((0, b"E" * 100, "one"), (1, b"E", "two"))), ((3, 5),))
+    before = results.nbytes
+    results.forget(1, 0, 0, 4)
+    [(_, left)] = results.read(0, 10**6)[1]
+    assert (left.errors, left.runs) == (((1, b"E", "two"),), ((1, 2),))
+    assert results.nbytes == before - 103
+
+
+def test_find_of_a_message() -> None:
+    """The last outcome that covers it, of the client and batch that are asked for."""
+    results = kept()
+    early, late = Outcome(7, 2, 3, ((0, 1), (2, 3))), Outcome(7, 4, 1, life=1)
+    results.add(1, early, ((2, 3), (4, 5)))
+    results.add(1, late, ((4, 5),))
+    assert [results.find(1, 7, index) for index in range(1, 6)] == [None, early, None, late, None]
+    assert results.find(2, 7, 2) is None
+    assert results.find(1, 2, 2) is None
 
 
 def test_kept_results_are_read_in_portions() -> None:

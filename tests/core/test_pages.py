@@ -137,12 +137,88 @@ def test_next_ready() -> None:
     pages = put(20)
     move(pages, DELIVER, (0, 10), (15, 16))
     move(pages, DROP, (0, 8))
-    assert pages.next_ready(0, 20, 99) == (10, 15)
-    assert pages.next_ready(0, 20, 3) == (10, 13)
-    assert pages.next_ready(0, 12, 99) == (10, 12)
-    assert pages.next_ready(15, 20, 99) == (16, 20)
-    assert pages.next_ready(0, 10, 99) is None
-    assert pages.next_ready(20, 20, 1) is None
+    assert pages.next_ready(0, 20, 99, 0) == (10, 15)
+    assert pages.next_ready(0, 20, 3, 0) == (10, 13)
+    assert pages.next_ready(0, 12, 99, 0) == (10, 12)
+    assert pages.next_ready(15, 20, 99, 0) == (16, 20)
+    assert pages.next_ready(0, 10, 99, 0) is None
+    assert pages.next_ready(20, 20, 1, 0) is None
+
+
+def test_lanes_of_a_page() -> None:
+    """A column only where messages of one page are in several lanes, and none for what is gone."""
+    pages = put(6)
+    pages.append(1, READY, 1)
+    pages.append(3, READY, 2)
+    assert [page.lanes is None for _, page in pages] == [True, False, True]
+    assert pages.by_lane([(0, 10)]) == {0: [(0, 6)], 1: [(6, 7)], 2: [(7, 10)]}
+    assert pages.by_lane([(9, 10), (4, 8)]) == {2: [(9, 10), (7, 8)], 0: [(4, 6)], 1: [(6, 7)]}
+    assert pages.lanes_in_use() == {0, 1, 2}
+    assert [pages.next_ready(0, 10, 99, lane) for lane in range(4)] == [(0, 6), (6, 7), (7, 10), None]
+    move(pages, DELIVER, (0, 10))
+    move(pages, DROP, (0, 10))
+    assert pages.lanes_in_use() == {2}
+    pages.append(1, READY, 7)
+    pages.validate()
+    assert dict(pages)[2].lanes is None
+    assert pages.by_lane([(10, 11)]) == {7: [(10, 11)]}
+
+
+def test_next_ready_in_a_lane_behind_others() -> None:
+    """Finished ones of its own and ready ones of others lie before it."""
+    pages = put(0, 16)
+    for seq in range(32):
+        pages.append(1, READY, seq % 3)
+    move(pages, DELIVER, *[(seq, seq + 1) for seq in range(0, 24, 3)])
+    assert pages.next_ready(0, 32, 99, 0) == (24, 25)
+    assert pages.next_ready(0, 24, 99, 0) is None
+    assert pages.next_ready(0, 32, 99, 1) == (1, 2)
+    assert pages.ready_until(2, 32, 1) == 2
+
+
+def test_uniform() -> None:
+    """The byte of a run in one page and one state."""
+    pages = put(10)
+    move(pages, DELIVER, (1, 3))
+    assert [pages.uniform(*run) for run in ((1, 3), (3, 4), (4, 8), (8, 10))] == [DELIVERED, READY, READY, READY]
+    assert [pages.uniform(*run) for run in ((0, 2), (3, 5), (8, 11), (2, 2), (12, 13))] == [-1] * 5
+
+
+def test_attempts() -> None:
+    """A column from the first failure on, one count a message, at most 255; dropped when all begin anew."""
+    pages = put(10)
+    assert (pages.attempts(3), pages.attempts_of(0, 10)) == (0, b"")
+    pages.count_attempt([(2, 6)])
+    pages.count_attempt([(3, 4)])
+    assert pages.attempts_of(0, 10) == bytes([0, 0, 1, 2, 1, 1, 0, 0, 0, 0])
+    assert pages.attempts_of(2, 5) == bytes([1, 2, 1])
+    assert pages.attempts_of(6, 10) == b""
+    assert [page.attempts is None for _, page in pages] == [False, False, True]
+    for _ in range(300):
+        pages.count_attempt([(9, 10)])
+    assert pages.attempts(9) == 255
+    pages.reset_attempts([(2, 4)])
+    assert [page.attempts is None for _, page in pages] == [True, False, False]
+    assert pages.attempts_of(0, 6) == bytes([0, 0, 0, 0, 1, 1])
+    pages.append(2)
+    assert pages.attempts_of(8, 12) == bytes([0, 255, 0, 0])
+    pages.validate()
+
+
+@pytest.mark.parametrize("gap", [1, 2, 3, 5, 1000, 1 << 20])
+@pytest.mark.parametrize("before", [0, 2, 4, 5])
+def test_numbers_that_were_never_put(before: int, gap: int) -> None:
+    """A lost put leaves a hole that is GONE, however wide, at no cost."""
+    pages = put(before)
+    pages.skip(before + gap)
+    pages.validate()
+    assert pages.gone == gap
+    assert len(dict(pages)) <= 3
+    pages.append(3, READY, 1)
+    pages.validate()
+    assert pages.by_lane(pages.select([(before, before + gap + 3)], ByteClass([READY]))).get(1) == [
+        (before + gap, before + gap + 3)
+    ]
 
 
 def test_validate_finds_damage() -> None:

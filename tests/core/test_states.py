@@ -3,9 +3,12 @@
 import pytest
 
 from daskqueue_core.states import (
+    ALL_BYTES,
     CANCELLING,
+    HELD,
     REFUSED,
     TRANSITIONS,
+    UNFINISHED,
     ByteClass,
     MessageFlag,
     MessageState,
@@ -17,7 +20,18 @@ from daskqueue_core.states import (
     state_of,
 )
 
-COLUMNS = {*map(int, MessageState), CANCELLING}
+COLUMNS = set(ALL_BYTES)
+READY, DELIVERED, SCHEDULED = MessageState.READY, MessageState.DELIVERED, MessageState.SCHEDULED
+CANCEL, OVERDUE, SUSPECT = MessageFlag.CANCEL, MessageFlag.OVERDUE, MessageFlag.SUSPECT
+
+
+def test_valid_bytes() -> None:
+    """Seventeen: flags only where they mean something."""
+    assert len(ALL_BYTES) == 17
+    flags = {state: {byte & 0xF0 for byte in ALL_BYTES if state_of(byte) is state} for state in MessageState}
+    assert flags[DELIVERED] == set(range(0, 0x80, 0x10))
+    assert flags[READY] == flags[SCHEDULED] == {0, SUSPECT}
+    assert all(flags[state] == {0} for state in MessageState if state not in (READY, SCHEDULED, DELIVERED))
 
 
 @pytest.mark.parametrize("move", Move)
@@ -47,26 +61,53 @@ def test_compiled_table_is_the_row(move: Move) -> None:
 
 
 def test_what_has_ended_stays_ended() -> None:
-    """From a finished state only a forget leads on, and GONE is left by a put of new numbers only."""
-    ended = {MessageState.ACKED, MessageState.FAILED, MessageState.CANCELLED}
+    """Dead letters are requeued; all else that leads on from an end leads to GONE, which only a put leaves."""
+    ended = {MessageState.ACKED, MessageState.FAILED, MessageState.CANCELLED, MessageState.EXPIRED}
     for move, row in TRANSITIONS.items():
         for state in ended:
-            assert isinstance(row[state], Refusal) or (move, row[state]) == (Move.FORGOTTEN, MessageState.GONE)
-        assert isinstance(row[MessageState.GONE], Refusal) or move is Move.PUT
+            cell = row[state]
+            assert (
+                isinstance(cell, Refusal)
+                or cell == MessageState.GONE
+                or (move, state)
+                == (
+                    Move.REQUEUED,
+                    MessageState.FAILED,
+                )
+            )
+        assert isinstance(row[MessageState.GONE], Refusal) or move.name.startswith("PUT")
 
 
 def test_good_news_from_anyone_bad_news_from_the_holder() -> None:
     """An ack takes what is unfinished; return, failure and agreement only what is delivered."""
-    delivered = {int(MessageState.DELIVERED), CANCELLING}
-    assert accepted(Move.ACKED_KEEP).members == {int(MessageState.READY), *delivered}
-    for move in (Move.RETURNED, Move.FAILED, Move.CANCELLED):
-        assert accepted(move).members == delivered
+    assert accepted(Move.ACKED_KEEP).members == UNFINISHED.members == accepted(Move.DAMAGED).members
+    from_holder = [move for move in Move if move.name.startswith(("RETURNED", "RETRIED", "SUSPECTED"))]
+    for move in (*from_holder, Move.FAILED, Move.CANCELLED, Move.EXPIRY_AGREED):
+        assert accepted(move).members == HELD.members
+    assert len(from_holder) == 6
 
 
-def test_a_cancelled_message_never_becomes_ready() -> None:
-    """The one move back to READY ends what has CANCEL."""
-    assert TRANSITIONS[Move.RETURNED][CANCELLING] == MessageState.CANCELLED
-    assert all(row[CANCELLING] != MessageState.READY for row in TRANSITIONS.values())
+def test_what_is_cancelled_or_overdue_never_runs_again() -> None:
+    """Every return ends it; CANCEL wins."""
+    for move, row in TRANSITIONS.items():
+        for byte in HELD.members:
+            after = row[byte]
+            if byte & (CANCEL | OVERDUE) and not isinstance(after, Refusal):
+                assert state_of(after) not in (READY, SCHEDULED)
+            if move.name.startswith(("RETURNED", "RETRIED", "SUSPECTED")) and byte & (CANCEL | OVERDUE):
+                assert after == (MessageState.CANCELLED if byte & CANCEL else MessageState.EXPIRED)
+
+
+def test_suspicion() -> None:
+    """Kept by a lease and by a return without blame, cleared by an exception, set by a crash, gone at any end."""
+    ready, held = READY | SUSPECT, DELIVERED | SUSPECT
+    assert TRANSITIONS[Move.DELIVERED][ready] == held
+    assert TRANSITIONS[Move.DUE][SCHEDULED | SUSPECT] == ready
+    assert [TRANSITIONS[move][held] for move in (Move.RETURNED, Move.RETRIED, Move.SUSPECTED)] == [ready, READY, ready]
+    assert [TRANSITIONS[move][DELIVERED] for move in (Move.RETURNED, Move.SUSPECTED)] == [READY, ready]
+    assert TRANSITIONS[Move.SUSPECTED_LATER][DELIVERED] == SCHEDULED | SUSPECT
+    assert TRANSITIONS[Move.CANCEL_ASKED][held] == held | CANCEL
+    assert TRANSITIONS[Move.EXPIRED][held | CANCEL] == held | CANCEL | OVERDUE
 
 
 def test_byte_is_state_and_flags() -> None:

@@ -5,7 +5,7 @@ from daskqueue_core.stats import QueueStats
 
 def test_empty() -> None:
     """Everything is zero but the name."""
-    assert QueueStats("q")[1:] == (0,) * (len(QueueStats._fields) - 1)
+    assert not any(QueueStats("q")[1:])
 
 
 def test_unfinished() -> None:

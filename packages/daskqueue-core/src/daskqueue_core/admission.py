@@ -8,6 +8,7 @@ rebuilt from its events answers as this one would.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 __all__ = ["Admission", "Duplicate", "Early", "Refused", "UnknownProducer"]
@@ -66,6 +67,21 @@ class Admission:
             return Early()
         at = number - known.next  # -1: the last one
         return Duplicate(*known.last[at]) if -at <= len(known.last) else UnknownProducer()
+
+    def is_known(self, producer: int, number: int) -> bool:
+        """Whether put `number` or a later one was admitted."""
+        known = self._producers.get(producer)
+        return known is not None and number < known.next
+
+    def rows(self) -> list[tuple[int, int, list[tuple[int, int]]]]:
+        """Every producer, longest ago first: its id, its next number, and `(base, count)` of its last puts."""
+        return [(producer, known.next, list(known.last)) for producer, known in self._producers.items()]
+
+    def load(self, producer: int, number: int, last: Sequence[tuple[int, int]]) -> None:
+        """A row of `rows`."""
+        known = self._producers[producer] = _Producer()
+        known.next = number
+        known.last.extend(last)
 
     def admit(self, producer: int, number: int, base: int, count: int) -> None:
         """Put `number` was applied."""

@@ -4,9 +4,14 @@ It decides and returns *orders* (host this queue there, release that owner's lea
 carries out. A queue's place is `(uuid, address, epoch)`. The uuid is the life of a transient queue: when its host is
 lost, the queue gets a new uuid on another worker, and everybody who still names the old one learns that it is lost.
 
-Invariants: a queue has an address only of a worker that is here; a consumer pool with a number runs that many
-consumers as long as there is a worker that can, spread so that no two workers differ by more than one; an order is
-given once, and whoever fails to carry it out says so.
+A queue *moves* with its uuid. The new host is ordered to take it over from the old one, under an epoch that is given
+before the move begins and never again; when it says that it serves, its place is switched, and who calls the old host
+is sent on. Until then the move can be called off: then the old host takes the queue over from itself, under another
+epoch, or, if it is gone with what it held, the queue is lost.
+
+Invariants: a queue has an address only of a worker that is here; no epoch of a queue is given twice; a consumer pool
+with a number runs that many consumers as long as there is a worker that can, spread so that no two workers differ by
+more than one; an order is given once, and whoever fails to carry it out says so.
 """
 
 from __future__ import annotations
@@ -15,9 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from daskqueue_core.orders import Consume, Drop, Host, Order, Place, Release, StopConsuming, TakeOver
+
 __all__ = [
     "Consume",
     "ConsumerPoolRecord",
+    "ConsumersOf",
     "Directory",
     "Drop",
     "Host",
@@ -26,72 +34,26 @@ __all__ = [
     "PoolRecord",
     "Release",
     "StopConsuming",
+    "TakeOver",
     "differences",
     "newest",
 ]
-
-
-class Place(NamedTuple):
-    """Where a queue is. `address` is empty while no worker hosts it, `up` once its host has said it serves."""
-
-    uuid: str
-    address: str
-    epoch: int
-    up: bool
-
-
-class Host(NamedTuple):
-    """Serve queue `index` of `pool` on the worker `address`, as `uuid`."""
-
-    address: str
-    pool: str
-    index: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
-    uuid: str
-    epoch: int
-    options: Mapping[str, Any]
-    expected: tuple[str, ...]  # clients that may put again what the life before this lost
-
-
-class Drop(NamedTuple):
-    """The queue `uuid` on `address` is over."""
-
-    address: str
-    pool: str
-    uuid: str
-
-
-class Release(NamedTuple):
-    """Owner `owner` is gone: the queue host `address` takes its leases back."""
-
-    address: str
-    owner: str
-
-
-class Consume(NamedTuple):
-    """Run `count` consumers of consumer pool `consumers` on the worker `address` (0: none for now)."""
-
-    address: str
-    pool: str
-    consumers: str
-    count: int  # type: ignore[assignment]
-    spec: Mapping[str, Any]
-
-
-class StopConsuming(NamedTuple):
-    """Consumer pool `consumers` is over on the worker `address`; with `drain`, what runs is finished first."""
-
-    address: str
-    consumers: str
-    drain: bool
-
-
-Order = Host | Drop | Release | Consume | StopConsuming
 
 
 @dataclass
 class _Worker:
     owner: str
     nthreads: int
+
+
+@dataclass
+class _Move:
+    """A queue is about to be served by `to`, under `epoch`."""
+
+    to: str
+    epoch: int
+    lost: list[str]
+    """Owners that were lost meanwhile: neither host may have been told."""
 
 
 @dataclass
@@ -109,6 +71,15 @@ class ConsumerPoolRecord:
     """Workers that could not run them."""
 
 
+class ConsumersOf(NamedTuple):
+    """What a consumer pool takes, and how many consumers there are; `failed` workers could not run any."""
+
+    kinds: tuple[int, ...]
+    tags: tuple[str, ...]
+    running: int
+    failed: int
+
+
 @dataclass
 class PoolRecord:
     """A queue pool."""
@@ -120,14 +91,23 @@ class PoolRecord:
     clients: set[str] = field(default_factory=set)
     consumers: dict[str, ConsumerPoolRecord] = field(default_factory=dict)
     early_ack: bool = False
+    epochs: list[int] = field(default_factory=list)
+    """The last one given, of each queue."""
+    moves: dict[str, _Move] = field(default_factory=dict)
+    """By uuid."""
+
+    def next_epoch(self, index: int) -> int:
+        """An epoch that queue `index` never had."""
+        self.epochs[index] += 1
+        return self.epochs[index]
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options that differ: `{name: (existing, asked)}`."""
+    """Options that differ: `{name: (existing, asked)}`. Names with an underscore are carried and not compared."""
     return {
         name: (ours.get(name), theirs.get(name))
         for name in sorted({*ours, *theirs})
-        if ours.get(name) != theirs.get(name)
+        if not name.startswith("_") and ours.get(name) != theirs.get(name)
     }
 
 
@@ -167,7 +147,7 @@ class Directory:
         self._workers[address] = _Worker(owner, nthreads)
         for pool in self.pools.values():
             for index, place in enumerate(pool.places):
-                if not place.address:
+                if not place.address and place.uuid not in pool.moves:
                     orders += self._host(pool, index)
             for consumers in pool.consumers.values():
                 orders += self._place_consumers(consumers)
@@ -183,9 +163,13 @@ class Directory:
         for pool in self.pools.values():
             for index, place in enumerate(pool.places):
                 if place.address == address:
-                    orders += self._rehost(pool, index)
+                    orders += self._host_left(pool, index)
                 elif place.address:
                     hosts.add(place.address)
+            for uuid, move in list(pool.moves.items()):
+                move.lost.append(worker.owner)
+                if move.to == address:
+                    orders += self.move_failed(pool.name, uuid, move.epoch)
             for consumers in pool.consumers.values():
                 consumers.failed.discard(address)
                 if consumers.placed.pop(address, 0):
@@ -202,6 +186,7 @@ class Directory:
         orders: list[Order] = []
         for index in range(n_queues):
             pool.places.append(Place(self._new_uuid(), "", 0, False))
+            pool.epochs.append(0)
             orders += self._host(pool, index)
         return orders
 
@@ -220,7 +205,8 @@ class Directory:
         orders: list[Order] = []
         for consumers in pool.consumers.values():
             orders += [StopConsuming(address, consumers.id, drain=False) for address in consumers.placed]
-        orders += [Drop(place.address, name, place.uuid) for place in pool.places if place.address]
+        orders += [Drop(place.address, name, place.uuid, place.epoch) for place in pool.places if place.address]
+        orders += [Drop(move.to, name, uuid, move.epoch) for uuid, move in pool.moves.items()]
         return orders
 
     def client_left(self, client: str) -> list[Order]:
@@ -252,8 +238,7 @@ class Directory:
         return orders
 
     def _rehost(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
-        old = pool.places[index]
-        pool.places[index] = Place(self._new_uuid(), "", old.epoch + 1, False)
+        pool.places[index] = Place(self._new_uuid(), "", pool.next_epoch(index), False)
         return self._host(pool, index, avoid)
 
     def _host(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
@@ -263,6 +248,69 @@ class Directory:
         place = pool.places[index] = pool.places[index]._replace(address=address)
         expected = tuple(sorted(pool.clients)) if place.epoch else ()
         return [Host(address, pool.name, index, place.uuid, place.epoch, pool.options, expected)]
+
+    # -- moves
+
+    def move(self, pool: str, index: int, to: str) -> list[Order]:
+        """Let the worker `to` host queue `index`, with all it holds. Nothing, if it cannot be moved there now."""
+        record = self.pools.get(pool)
+        if record is None or not 0 <= index < len(record.places) or to not in self._workers:
+            return []
+        place = record.places[index]
+        if not place.up or place.address == to or place.uuid in record.moves:
+            return []
+        return self._move(record, index, to, [])
+
+    def _move(self, pool: PoolRecord, index: int, to: str, lost: list[str]) -> list[Order]:
+        place, epoch = pool.places[index], pool.next_epoch(index)
+        pool.moves[place.uuid] = _Move(to, epoch, lost)
+        return [TakeOver(to, pool.name, index, place.uuid, epoch, place.address, pool.options)]
+
+    def moved(self, pool: str, uuid: str, epoch: int, owners: Sequence[str] = ()) -> list[Order]:
+        """The worker that was told to take queue `uuid` over serves it; `owners` hold leases there.
+
+        This is the switch. Of a move that was called off it is too late to say so, and changes nothing.
+        """
+        record, index, move = self._moving(pool, uuid, epoch)
+        if record is None or move is None:
+            return []
+        del record.moves[uuid]
+        old = record.places[index]
+        record.places[index] = Place(uuid, move.to, epoch, True)
+        living = {worker.owner for worker in self._workers.values()}
+        gone = dict.fromkeys([*move.lost, *(owner for owner in owners if owner not in living)])
+        orders: list[Order] = [Release(move.to, owner) for owner in gone]
+        if old.address and old.address != move.to:
+            orders.append(Drop(old.address, pool, uuid, old.epoch))
+        return orders
+
+    def move_failed(self, pool: str, uuid: str, epoch: int) -> list[Order]:
+        """The worker that was told to take queue `uuid` over did not, or is gone: call the move off."""
+        record, index, move = self._moving(pool, uuid, epoch)
+        if record is None or move is None:
+            return []
+        del record.moves[uuid]
+        place = record.places[index]
+        orders: list[Order] = [Drop(move.to, pool, uuid, epoch)] if move.to in self._workers else []
+        if place.address in self._workers and place.address != move.to:
+            return orders + self._move(record, index, place.address, move.lost)
+        return orders + self._rehost(record, index, avoid=move.to)
+
+    def _moving(self, pool: str, uuid: str, epoch: int) -> tuple[PoolRecord | None, int, _Move | None]:
+        record = self.pools.get(pool)
+        move = record.moves.get(uuid) if record is not None else None
+        if record is None or move is None or move.epoch != epoch:
+            return None, 0, None
+        return record, next(index for index, place in enumerate(record.places) if place.uuid == uuid), move
+
+    def _host_left(self, pool: PoolRecord, index: int) -> list[Order]:
+        """A queue's host is gone. If it was handing it over, who takes it over knows whether that was in time."""
+        place = pool.places[index]
+        move = pool.moves.get(place.uuid)
+        if move is None:
+            return self._rehost(pool, index)
+        pool.places[index] = place._replace(address="", up=False)
+        return []
 
     def _least_loaded(self, avoid: str) -> str | None:
         load = dict.fromkeys(self._workers, 0)
@@ -285,6 +333,16 @@ class Directory:
             return []
         consumers = record.consumers[id] = ConsumerPoolRecord(id, pool, spec, count, kinds)
         return self._place_consumers(consumers)
+
+    def served(self, pool: str) -> tuple[ConsumersOf, ...]:
+        """Who serves a pool."""
+        record = self.pools.get(pool)
+        if record is None:
+            return ()
+        return tuple(
+            ConsumersOf(each.kinds, tuple(each.spec.get("tags", ())), sum(each.placed.values()), len(each.failed))
+            for each in record.consumers.values()
+        )
 
     def stop_consumers(self, pool: str, id: str, *, drain: bool) -> list[Order]:
         """End a consumer pool."""

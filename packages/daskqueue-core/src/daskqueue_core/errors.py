@@ -7,6 +7,10 @@
     ├── QueueUnavailable     a queue has no host at present
     ├── QueueLost            a queue is gone with what it held, and it cannot be put again
     ├── WorkerCrashed        the worker died while it ran the task, which is not run again
+    ├── TaskTimeout          the task ran longer than its timeout (also TimeoutError)
+    ├── TaskExpired          the task was not started before its `expires`
+    ├── ResultExpired        the task has ended, and its outcome is not kept any more
+    ├── DuplicateKey         a task with that key is there already (also ValueError)
     └── NotInstalled         a process of the cluster lacks daskqueue, or has another protocol
 
 Mistakes of a caller that Python has a word for (a negative count, a wrong type) are ValueError and TypeError.
@@ -18,12 +22,16 @@ from daskqueue_core.states import MessageState
 
 __all__ = [
     "DaskQueueError",
+    "DuplicateKey",
     "IllegalMove",
     "NotInstalled",
     "PoolClosed",
     "PoolExists",
     "QueueLost",
     "QueueUnavailable",
+    "ResultExpired",
+    "TaskExpired",
+    "TaskTimeout",
     "WorkerCrashed",
 ]
 
@@ -86,6 +94,25 @@ class QueueLost(DaskQueueError):
 
 class WorkerCrashed(DaskQueueError):
     """The worker that ran the task died, and the task is not run again."""
+
+
+class TaskTimeout(DaskQueueError, TimeoutError):
+    """The task ran longer than its timeout."""
+
+    def __init__(self, message: str = "this task ran longer than its timeout") -> None:
+        super().__init__(message)  # the default: what is raised inside the task comes without arguments
+
+
+class TaskExpired(DaskQueueError):
+    """The task was not started before the time its `expires` says, and does not run any more."""
+
+
+class ResultExpired(DaskQueueError):
+    """The task has ended, and how is not kept any more: its result was collected, and `result_ttl` is over."""
+
+
+class DuplicateKey(DaskQueueError, ValueError):
+    """A task with that key is unfinished or has succeeded, and `on_duplicate="raise"` was asked for."""
 
 
 class NotInstalled(DaskQueueError):

@@ -56,6 +56,11 @@ class Lease:
         self.started = max(self.started, started) if self.reported else started
         self.reported = True
 
+    def regrant(self, runs: tuple[Run, ...]) -> None:
+        """It was granted `runs`, some of which were lost before the ledger knew of it."""
+        self.granted = runs
+        self.started = total(runs)
+
     def begun(self) -> list[Run]:
         """Messages that may have begun, the finished ones among them."""
         return clean(positions(self.granted, 0, self.started))
@@ -94,6 +99,11 @@ class Leases:
         self.by_id[lease.id] = owner.leases[lease.id] = lease
         if lease.request:
             owner.requests[lease.request] = lease
+
+    def load_owners(self, deadlines: Iterable[tuple[str, int]]) -> None:
+        """The owners of a snapshot, in their order; their leases are added then."""
+        self.owners = {owner: Owner(deadline) for owner, deadline in deadlines}
+        self._earliest = min([owner.deadline for owner in self.owners.values()], default=0)
 
     def of(self, owner: str) -> list[Lease]:
         """The leases of `owner`, oldest first."""
@@ -134,6 +144,13 @@ class Leases:
         lease.runs = difference(clean(lease.runs), clean(runs))
         lease.uncut -= count
         lease.left -= count
+
+    def cut_anywhere(self, runs: Sequence[Run]) -> None:
+        """As `cut`, of whoever holds these (clean) runs. Rare, so looked for."""
+        for lease in list(self.by_id.values()):
+            mine = intersection(runs, clean(lease.runs))
+            if mine:
+                self.cut(lease, mine)
 
     def shrink(self, lease: Lease, count: int) -> None:
         """`count` of its messages ended for good."""

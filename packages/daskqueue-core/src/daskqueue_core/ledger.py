@@ -9,126 +9,108 @@ Good news comes from anyone, bad news only from the holder: an ack ends any unfi
 return, a failure or an agreed cancel counts only from the lease that holds the message now.
 
 No clock (`now` is an argument, in nanoseconds), no chance, no I/O, no threads. Payloads and outcomes are elsewhere:
-`apply` returns the runs whose payload nobody needs any more, each message once.
+`apply` returns the runs whose payload nobody needs any more, each message once. `ledger_state` has `apply` and the
+parts; here is what is looked at and decided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-from daskqueue_core.admission import Admission, Duplicate, Early, UnknownProducer
-from daskqueue_core.batch import Run
-from daskqueue_core.errors import IllegalMove
+from daskqueue_core.admission import Duplicate, Early, UnknownProducer
+from daskqueue_core.batch import Run, merge_runs
 from daskqueue_core.events import (
     Acked,
+    Blame,
     CancelAsked,
     Cancelled,
     Delivered,
     Event,
+    Expired,
     Failed,
     Forgotten,
+    Purged,
     Put,
     Reason,
+    Requeued,
     Returned,
 )
-from daskqueue_core.leases import Lease, Leases
-from daskqueue_core.pages import Pages
-from daskqueue_core.ready import Ready
-from daskqueue_core.runs import clean, difference, intersection, positions, total
+from daskqueue_core.lanes import Offer
+from daskqueue_core.leases import Lease
+from daskqueue_core.ledger_state import LedgerState, Runs
+from daskqueue_core.replay import fitting
+from daskqueue_core.runs import clean, difference, disjoint, intersection, positions, total
+from daskqueue_core.schedule import NEVER
+from daskqueue_core.snapshot import Columns, epoch_of, load, page_size, snapshot
 from daskqueue_core.states import (
-    CANCELLING,
+    HELD,
+    HELD_SUSPECT,
+    READY_SUSPECT,
+    UNFINISHED,
     ByteClass,
     MessageFlag,
     MessageState,
     Move,
     accepted,
-    compiled,
+    bytes_of,
     flags_of,
     state_of,
 )
+from daskqueue_core.suspects import MaxCrashes, after_loss, candidates, culprit, default_max_crashes
 
 __all__ = ["Choose", "Duplicate", "Early", "Ledger", "UnknownProducer"]
 
 Choose = Callable[[Iterator[Run]], Sequence[Run]]
 """Picks from the ready runs, offered as they are asked for, what to deliver: each run inside an offered one."""
 
-_Runs = tuple[Run, ...]
-
-DELIVERED: Final = int(MessageState.DELIVERED)
 READY: Final = int(MessageState.READY)
+CANCEL: Final = int(MessageFlag.CANCEL)
+OVERDUE: Final = int(MessageFlag.OVERDUE)
 
-_IS_READY: Final = ByteClass([READY])
-_IS_HELD: Final = ByteClass([DELIVERED, CANCELLING])
-_IS_CANCELLING: Final = ByteClass([CANCELLING])
+_IS_CANCELLING: Final = ByteClass(byte for byte in HELD.members if byte & CANCEL)
+_IS_OVERDUE: Final = ByteClass(byte for byte in HELD.members if byte & OVERDUE and not byte & CANCEL)
+_IN_STATE: Final = {state: bytes_of(state) for state in MessageState}
+_new: Final = tuple.__new__
+"""Makes events at every put, lease and ack without the call that a NamedTuple's own constructor is: half the time."""
+
 _MAY_ACK: Final = accepted(Move.ACKED_DROP)
 _MAY_CANCEL: Final = accepted(Move.CANCEL_ASKED)
+_MAY_REQUEUE: Final = accepted(Move.REQUEUED)
+_MAY_PURGE: Final = accepted(Move.PURGED)
 _MAY_FORGET: Final = accepted(Move.FORGOTTEN)
-
-_TO_DELIVERED: Final = compiled(Move.DELIVERED)
-_TO_ACKED: Final = {True: compiled(Move.ACKED_KEEP), False: compiled(Move.ACKED_DROP)}
-_TO_RETURNED: Final = compiled(Move.RETURNED)
-_TO_FAILED: Final = compiled(Move.FAILED)
-_TO_CANCEL_ASKED: Final = compiled(Move.CANCEL_ASKED)
-_TO_CANCELLED: Final = compiled(Move.CANCELLED)
-_TO_FORGOTTEN: Final = compiled(Move.FORGOTTEN)
-
-_LEASE_BITS: Final = 40
+_MAY_BE_DAMAGED: Final = accepted(Move.DAMAGED)
+_IS_TAKEN: Final = frozenset([*UNFINISHED.members, int(MessageState.ACKED)])
+_IS_BLOCKED: Final = frozenset([byte for byte in _IS_TAKEN if not byte & CANCEL])
 
 
-class Ledger:
+class Ledger(LedgerState):
     """Who is where. Not thread-safe: one caller at a time."""
-
-    def __init__(self, *, epoch: int = 0, page_size: int = 4096) -> None:
-        self.epoch = epoch
-        self.committed = 0
-        """Messages below may be leased: their put is as durable as was asked for."""
-        self.stale = 0
-        """Reports about messages that had ended, or that another lease holds."""
-        self._pages = Pages(page_size)
-        self._counts = self._pages.counts
-        self._ready = Ready(self._pages)
-        self._leases = Leases()
-        self._admission = Admission()
-        self._next_lease = (epoch << _LEASE_BITS) + 1
-        self._apply: dict[type, Callable[[Any], _Runs]] = {
-            Put: self._apply_put,
-            Delivered: self._apply_delivered,
-            Acked: self._apply_acked,
-            Returned: self._apply_returned,
-            Failed: self._apply_failed,
-            CancelAsked: self._apply_cancel_asked,
-            Cancelled: self._apply_cancelled,
-            Forgotten: self._apply_forgotten,
-        }
 
     # -- looking
 
     @property
-    def puts(self) -> int:
-        """Messages ever put: also the number the next one gets."""
-        return self._pages.next_seq
-
-    @property
     def ready(self) -> int:
         """Messages in READY, those not committed yet among them."""
-        return self._counts[READY]
+        return self._counts[READY] + self._counts[READY_SUSPECT]
 
     @property
     def unfinished(self) -> int:
         """Messages that will still end."""
-        return self._counts[READY] + self._counts[DELIVERED] + self._counts[CANCELLING]
+        counts = self._counts
+        delivered = counts[0x03] + counts[0x13] + counts[0x23] + counts[0x33]
+        delivered += counts[0x43] + counts[0x53] + counts[0x63] + counts[0x73]
+        return delivered + counts[0x01] + counts[0x02] + counts[0x11] + counts[0x12]
 
     @property
     def finished(self) -> int:
         """Messages that have ended."""
-        return self._pages.next_seq - self.unfinished
+        return self.pages.next_seq - self.unfinished
 
     def counts(self) -> dict[MessageState, int]:
         """Messages by state."""
-        counts = {state: self._counts[state] for state in MessageState}
-        counts[MessageState.DELIVERED] += self._counts[CANCELLING]
-        counts[MessageState.GONE] = self._pages.gone
+        counts = {state: sum([self._counts[byte] for byte in _IN_STATE[state].members]) for state in MessageState}
+        counts[MessageState.GONE] = self.pages.gone
         return counts
 
     def state(self, seq: int) -> MessageState:
@@ -142,67 +124,149 @@ class Ledger:
     def _byte(self, seq: int) -> int:
         if not 0 <= seq < self.puts:
             raise ValueError(f"message {seq} was never put; there are {self.puts}")
-        return self._pages.byte(seq)
+        return self.pages.byte(seq)
 
     def runs_in(self, state: MessageState) -> list[Run]:
         """All messages in `state`, ascending."""
         if state is MessageState.GONE:
-            return self._pages.select_gone()
-        wanted = _IS_HELD if state is MessageState.DELIVERED else ByteClass([state])
-        return self._pages.select([(0, self.puts)], wanted)
+            return self.pages.select_gone()
+        return self.pages.select([(0, self.puts)], _IN_STATE[state])
+
+    def attempts(self, seq: int) -> int:
+        """How often message `seq` was tried and failed, in this life; meaningless once it is GONE."""
+        return self.pages.attempts(seq)
+
+    def attempts_of(self, start: int, stop: int) -> bytes:
+        """`attempts` of consecutive messages, a byte each; empty if all are 0."""
+        return self.pages.attempts_of(start, stop)
+
+    def crashes(self, seq: int) -> int:
+        """How many workers message `seq` killed for sure, in this life."""
+        return self.crash_counts.get(seq, 0)
+
+    def find_key(self, key: str) -> int | None:
+        """The message of this key."""
+        return self.keys.seq_of.get(key)
+
+    def key_of(self, seq: int) -> str | None:
+        """The key of message `seq`."""
+        return self.keys.key_of.get(seq)
+
+    def is_taken(self, key: str) -> bool:
+        """Whether a message of this key is unfinished, or has succeeded and is kept."""
+        seq = self.keys.seq_of.get(key)
+        return seq is not None and self.pages.byte(seq) in _IS_TAKEN
+
+    def is_blocked(self, key: str) -> bool:
+        """Whether no new message can have this key: it `is_taken`, by one that was not asked to stop."""
+        seq = self.keys.seq_of.get(key)
+        return seq is not None and self.pages.byte(seq) in _IS_BLOCKED
 
     def owners(self) -> list[str]:
         """Who holds leases."""
-        return list(self._leases.owners)
+        return list(self.leases.owners)
 
     def deadline(self, owner: str) -> int | None:
         """When the leases of `owner` lapse if it is not heard of; None if it has none."""
-        entry = self._leases.owners.get(owner)
+        entry = self.leases.owners.get(owner)
         return entry.deadline if entry is not None else None
 
     def leases_of(self, owner: str) -> list[Lease]:
         """What `owner` holds, oldest first."""
-        return self._leases.of(owner)
+        return self.leases.of(owner)
 
     def lease(self, lease_id: int) -> Lease | None:
         """A lease that still holds something. To be looked at, not changed."""
-        return self._leases.by_id.get(lease_id)
+        return self.leases.by_id.get(lease_id)
 
-    def held(self, lease_id: int) -> _Runs:
+    def held(self, lease_id: int) -> Runs:
         """The messages a lease holds now: neither ended nor gone back."""
-        lease = self._leases.by_id.get(lease_id)
+        lease = self.leases.by_id.get(lease_id)
         return self._held(lease, None) if lease is not None else ()
 
     def find_grant(self, owner: str, request: int) -> Lease | None:
         """What this request was granted before, if it is still held: a repeated request gets the same."""
-        return self._leases.grant(owner, request) if request else None
+        return self.leases.grant(owner, request) if request else None
 
-    def cancels(self, owner: str) -> dict[int, _Runs]:
+    def holds_suspect(self, owner: str) -> bool:
+        """Whether a message that may kill its worker is with `owner` now."""
+        counts = self.pages.counts
+        if not any(counts[byte] for byte in HELD_SUSPECT.members):
+            return False
+        return any(self.pages.select(clean(lease.runs), HELD_SUSPECT) for lease in self.leases.of(owner))
+
+    def cancels(self, owner: str) -> dict[int, Runs]:
         """The messages that `owner` is asked to give up, by lease."""
-        if not self._counts[CANCELLING]:
+        return self._flagged(owner, _IS_CANCELLING)
+
+    def overdue(self, owner: str) -> dict[int, Runs]:
+        """The messages that `owner` should not start any more, since they expired, by lease; without cancelled ones."""
+        return self._flagged(owner, _IS_OVERDUE)
+
+    def _flagged(self, owner: str, wanted: ByteClass) -> dict[int, Runs]:
+        if not self._has_flagged:
             return {}
-        asked = {
-            lease.id: tuple(self._pages.select(clean(lease.runs), _IS_CANCELLING)) for lease in self._leases.of(owner)
-        }
+        asked = {lease.id: tuple(self.pages.select(clean(lease.runs), wanted)) for lease in self.leases.of(owner)}
         return {lease_id: runs for lease_id, runs in asked.items() if runs}
 
     def next_at(self) -> int | None:
-        """When `decide_due` has something to do, if nothing is heard of anybody until then."""
-        return self._leases.next_at()
+        """When `decide_due` may have something to do, if nothing is heard of anybody until then."""
+        at = min(self.waiting.first, self.expiring.first)
+        if self.overdue_runs:
+            at = min(at, self.overdue_at)
+        deadline = self.leases.next_at()
+        if deadline is None:
+            return None if at == NEVER else at
+        return min(at, deadline)
 
     # -- deciding
 
     def decide_put(
-        self, count: int, now: int, *, producer: int | None = None, number: int = 0
+        self,
+        count: int,
+        now: int,
+        *,
+        priority: int = 0,
+        route: int = 0,
+        ready_at: int = 0,
+        ready_ats: bytes = b"",
+        expires_at: int = 0,
+        keys: Sequence[str] = (),
+        suspect: bool = False,
+        producer: int | None = None,
+        number: int = 0,
     ) -> Put | Duplicate | Early | UnknownProducer:
-        """`count` new messages. A `producer` numbers its puts from 0: admitted in order, each once."""
-        if count < 1:
+        """`count` new messages with the same options. A `producer` numbers its puts from 0: admitted in order, once.
+
+        Its put may be of no message: the number is used all the same. `ready_ats` (a little-endian u64 for each
+        message) is instead of `ready_at`. `keys`: one for each message or none; each free, or of one that has ended
+        badly or was asked to stop. That older message is GONE, or has no key any more.
+        """
+        if count < 1 and (count < 0 or producer is None):
             raise ValueError(f"count={count}: a put needs at least one message")
         if producer is not None:
-            refusal = self._admission.refusal(producer, number)
+            refusal = self.admission.refusal(producer, number)
             if refusal is not None:
                 return refusal
-        return Put(now, self._pages.next_seq, count, producer, number)
+        if ready_ats and len(ready_ats) != 8 * count:
+            raise ValueError(f"ready_ats has {len(ready_ats)} bytes: {count} messages need {8 * count}")
+        if keys:
+            self._check_keys(count, keys)
+        if priority or route:
+            self.lanes.lane(priority, route)  # refuses what is no priority
+        base, names = self.pages.next_seq, tuple(keys) if keys else ()
+        return _new(
+            Put,
+            (now, base, count, producer, number, priority, route, ready_at, ready_ats, expires_at, names, suspect),
+        )
+
+    def _check_keys(self, count: int, keys: Sequence[str]) -> None:
+        if len(keys) != count or len(set(keys)) != count:
+            raise ValueError(f"{len(keys)} keys, {len(set(keys))} different ones, for {count} messages: give each one")
+        for key in keys:
+            if self.is_blocked(key):
+                seq = self.keys.seq_of[key]
+                raise ValueError(f"key {key!r} is in use: message {seq} is {self.state(seq).name}")
 
     def decide_lease(
         self,
@@ -214,97 +278,175 @@ class Ledger:
         request: int = 0,
         once: bool = False,
         choose: Choose | None = None,
+        routes: Collection[int] | None = None,
+        suspects: bool = True,
     ) -> Delivered | None:
-        """At most `limit` messages for `owner`, lowest numbers first, or what `choose` picks of them.
+        """At most `limit` messages of `routes` (None: all) for `owner`, or what `choose` picks of them.
 
-        `once`: they are never delivered again, even if the owner is lost. Whether `request` was granted before is for
-        the caller to ask (`find_grant`).
+        Highest priority first, then lowest number. A piece of suspects is leased alone, and a lease ends before the
+        next one; without `suspects` they are passed over. `once`: they are never delivered again, even if the owner is
+        lost. What time brings (`decide_due`) must have been applied. Whether `request` was granted before is for the
+        caller to ask (`find_grant`).
         """
-        if limit < 1 or not self._counts[READY]:
+        if limit < 1 or not (self._counts[READY] or self._counts[READY_SUSPECT]):
             return None
         if choose is None:
-            runs = self._ready.first(limit, self.committed)
+            runs: Sequence[Run] = self.lanes.first(limit, self.committed, routes, suspects)
         else:
-            runs = self._chosen(limit, choose)
+            runs = self._chosen(limit, choose, routes, suspects)
         if not runs:
             return None
-        return Delivered(now, tuple(runs), self._next_lease, owner, once, now + ttl, request)
+        return _new(Delivered, (now, tuple(runs), self.next_lease, owner, once, now + ttl, request))
 
-    def _chosen(self, limit: int, choose: Choose) -> list[Run]:
-        offered: list[Run] = []
-
-        def offer() -> Iterator[Run]:
-            for run in self._ready.runs(max(limit, self._pages.size), self.committed):
-                offered.append(run)
-                yield run
-
-        picked = choose(offer())
+    def _chosen(self, limit: int, choose: Choose, routes: Collection[int] | None, suspects: bool) -> Sequence[Run]:
+        offered: list[Offer] = []
+        picked = choose(self._offer(limit, routes, suspects, offered))
         if len(picked) == 1 and offered:  # the common case
             start, stop = picked[0]
             if offered[-1][0] <= start < stop <= offered[-1][1]:
                 return [(start, min(stop, start + limit))]
-        chosen = clean(picked)
-        if intersection(chosen, clean(offered)) != chosen:
-            raise ValueError(f"choose returned {difference(chosen, clean(offered))}, which it was not offered")
-        return positions(chosen, 0, limit)
+        known = clean([entry[:2] for entry in offered])
+        foreign = difference(clean(picked), known)
+        if foreign or not disjoint(picked):
+            raise ValueError(f"choose returned {foreign or picked}, which it was not offered, or not once")
+        apart = [entry for entry in offered if entry[2]]
+        return positions(_until_suspect(merge_runs(list(picked)), apart), 0, limit)
+
+    def _offer(self, limit: int, routes: Collection[int] | None, suspects: bool, offered: list[Offer]) -> Iterator[Run]:
+        """All that can be leased, in order; noted in `offered`. First `limit` at most, for who takes what comes."""
+        active, most = self.lanes.active, self.pages.size
+        if len(active) == 1 and not active[0].returned and not active[0].suspects:  # the common case, straight
+            lane = active[0]
+            if routes is not None and lane.route not in routes:
+                return
+            stop = min(lane.end, self.committed)
+            run = lane.fresh(limit, stop)
+            while run is not None:
+                offered.append((run[0], run[1], False))
+                yield run
+                run = self.pages.next_ready(run[1], stop, most, lane.id)
+            return
+        for offer in self.lanes.offers(max(limit, most), self.committed, routes, suspects):
+            offered.append(offer)
+            yield offer[:2]
 
     def decide_ack(self, lease_id: int, runs: Iterable[Run] | None, now: int, *, keep: bool) -> Acked | None:
         """These are done (None: all the lease holds), whoever holds them. `keep`: until they are forgotten."""
-        lease = self._leases.by_id.get(lease_id)
+        lease = self.leases.by_id.get(lease_id)
         if runs is None:
             news = self._held(lease, None) if lease is not None else ()
         else:
-            asked = clean(runs)
-            news = tuple(self._pages.select(self._known(asked), _MAY_ACK))
-            self.stale += total(asked) - total(news)
-        return Acked(now, news, lease_id, keep) if news else None
+            news = self._ackable(lease, list(runs))
+        return _new(Acked, (now, news, lease_id, keep)) if news else None
 
-    def decide_return(self, lease_id: int, runs: Iterable[Run] | None, now: int, *, reason: Reason) -> Returned | None:
-        """The holder gives these back (None: all it holds). Those with CANCEL end: `apply` frees them."""
+    def _ackable(self, lease: Lease | None, runs: list[Run]) -> Runs:
+        """Those of `runs` that have not ended; the rest is counted as stale."""
+        if len(runs) == 1:  # the common case
+            start, stop = runs[0]
+            if lease is not None and lease.left == lease.uncut and len(lease.runs) == 1:
+                first, end = lease.runs[0]
+                if first <= start < stop <= end:
+                    return (runs[0],)
+            elif start >= 0 and self.pages.uniform(start, stop) in UNFINISHED.members:
+                return (runs[0],)
+        asked = clean(runs)
+        news = tuple(self.pages.select(self._known(asked), _MAY_ACK))
+        self.stale += total(asked) - total(news)
+        return news
+
+    def decide_return(
+        self,
+        lease_id: int,
+        runs: Iterable[Run] | None,
+        now: int,
+        *,
+        reason: Reason,
+        blame: Blame = Blame.NONE,
+        ready_at: int = 0,
+    ) -> Returned | None:
+        """The holder gives these back (None: all it holds). Those with CANCEL or OVERDUE end: `apply` frees them."""
         news = self._from_holder(lease_id, runs)
-        return Returned(now, news, lease_id, reason) if news else None
+        return Returned(now, news, lease_id, reason, blame, ready_at) if news else None
 
     def decide_fail(self, lease_id: int, runs: Iterable[Run] | None, now: int, *, reason: Reason) -> Failed | None:
         """The holder says these failed for good."""
         news = self._from_holder(lease_id, runs)
         return Failed(now, news, lease_id, reason) if news else None
 
-    def decide_agree(self, lease_id: int, runs: Iterable[Run] | None, now: int) -> Cancelled | None:
-        """The holder did not run these and gives them up."""
+    def decide_agree(
+        self, lease_id: int, runs: Iterable[Run] | None, now: int, *, expired: bool = False
+    ) -> Cancelled | Expired | None:
+        """The holder did not run these and gives them up: cancelled, or `expired`."""
         news = self._from_holder(lease_id, runs)
-        return Cancelled(now, news, lease_id) if news else None
+        if not news:
+            return None
+        return Expired(now, news, lease_id, True) if expired else Cancelled(now, news, lease_id)
+
+    def decide_damaged(self, runs: Iterable[Run], now: int) -> Failed | None:
+        """The bytes of these cannot be read: they fail wherever they are."""
+        news = self._those(runs, _MAY_BE_DAMAGED)
+        return Failed(now, news, 0, Reason.DAMAGED) if news else None
 
     def decide_cancel(self, runs: Iterable[Run], now: int) -> CancelAsked | None:
-        """End what is ready; ask the holders of what is delivered, once."""
-        news = tuple(self._pages.select(self._known(clean(runs)), _MAY_CANCEL))
+        """End what is not delivered; ask the holders of what is, once."""
+        news = self._those(runs, _MAY_CANCEL)
         return CancelAsked(now, news) if news else None
 
+    def decide_requeue(self, runs: Iterable[Run], now: int) -> Requeued | None:
+        """Dead letters are to be tried again, as if they were new."""
+        news = self._those(runs, _MAY_REQUEUE)
+        return Requeued(now, news) if news else None
+
+    def decide_purge(self, runs: Iterable[Run], now: int) -> Purged | None:
+        """Nobody wants these: dead letters and what is not delivered (cancel what is)."""
+        news = self._those(runs, _MAY_PURGE)
+        return Purged(now, news) if news else None
+
     def decide_forget(self, runs: Iterable[Run], now: int) -> Forgotten | None:
-        """Nobody needs to hear of these any more: kept successes and cancelled ones."""
-        news = tuple(self._pages.select(self._known(clean(runs)), _MAY_FORGET))
+        """Nobody needs to hear of these any more: kept successes, cancelled and expired ones."""
+        news = self._those(runs, _MAY_FORGET)
         return Forgotten(now, news) if news else None
 
-    def decide_owner_lost(self, owner: str, now: int, *, reason: Reason) -> list[Event]:
-        """The owner is gone: what it held goes back, without blame.
+    def decide_owner_lost(
+        self, owner: str, now: int, *, reason: Reason, max_crashes: MaxCrashes = default_max_crashes
+    ) -> list[Event]:
+        """The owner is gone: what it held goes back; what may have been running is suspect (`suspects`).
 
         Except from `once` leases: what may have begun must not run again and fails.
         """
-        return [event for lease in self._leases.of(owner) for event in self._lost(lease, now, reason, once=lease.once)]
+        leases = self.leases.of(owner)
+        running = clean([run for lease in leases for run in candidates(lease, self._held(lease, None))])
+        blamed = culprit(running, self.pages.select(running, HELD_SUSPECT))
+        return [event for lease in leases for event in self._lost(lease, now, reason, max_crashes, blamed)]
 
-    def _lost(self, lease: Lease, now: int, reason: Reason, *, once: bool) -> Iterator[Event]:
-        held: Sequence[Run] = self._held(lease, None)
-        if once:
-            begun = intersection(clean(held), lease.begun())
-            if begun:
-                yield Failed(now, tuple(begun), lease.id, Reason.EARLY_ACK)
-                held = difference(clean(held), begun)
-        if held:
-            yield Returned(now, tuple(held), lease.id, reason)
+    def _lost(
+        self, lease: Lease, now: int, reason: Reason, max_crashes: MaxCrashes, blamed: int | None = None
+    ) -> Iterator[Event]:
+        def is_last_crash(seq: int) -> bool:
+            flagged = flags_of(self.pages.byte(seq)) & (MessageFlag.CANCEL | MessageFlag.OVERDUE)
+            return not flagged and self.crashes(seq) + 1 >= max_crashes(seq)
 
-    def decide_due(self, now: int) -> list[Event]:
-        """What time brings: the owners that were silent for too long are taken for lost."""
-        due = self._leases.due(now)
-        return [event for owner in due for event in self.decide_owner_lost(owner, now, reason=Reason.LAPSED)]
+        return after_loss(lease, self._held(lease, None), now, reason, blamed, is_last_crash=is_last_crash)
+
+    def decide_due(
+        self, now: int, *, max_crashes: MaxCrashes = default_max_crashes, limit: int | None = None
+    ) -> list[Event]:
+        """What time brings. Apply all, and ask again while there is something, or while `next_at` is not ahead.
+
+        SCHEDULED messages become READY here and now; messages expire; the owners that were silent for too long are
+        taken for lost. `limit`: no more than about so many runs fall due at once, so that a million do not keep the
+        caller from everything else.
+        """
+        if now >= self.waiting.first:
+            self._ripen(now, limit)
+        if self.overdue_runs or now >= self.expiring.first:
+            self._collect(now, limit)
+            if self.overdue_runs:
+                return [Expired(now, tuple(self.overdue_runs))]
+        events: list[Event] = []
+        for owner in self.leases.due(now):
+            events += self.decide_owner_lost(owner, now, reason=Reason.LAPSED, max_crashes=max_crashes)
+        return events
 
     def heartbeat(
         self,
@@ -321,17 +463,22 @@ class Ledger:
         list goes back if its grant was lost: its request is none of those still `open`, nor above the last `sent`. It
         fails where a `once` lease was listed before, so that it may have begun.
         """
-        self._leases.renew(owner, now + ttl)
+        self.leases.renew(owner, now + ttl)
         for lease_id, (finished, started) in held.items():
-            lease = self._leases.by_id.get(lease_id)
+            lease = self.leases.by_id.get(lease_id)
             if lease is not None and lease.owner == owner:
                 lease.progress(finished, started)
-        lost = self._leases.unlisted(owner, held, open, sent)
-        return [
-            event
-            for lease in lost
-            for event in self._lost(lease, now, Reason.UNLISTED, once=lease.once and lease.reported)
-        ]
+        lost = list(self.leases.unlisted(owner, held, open, sent))
+        return [event for lease in lost for event in self._unlisted(lease, now)]
+
+    def _unlisted(self, lease: Lease, now: int) -> Iterator[Event]:
+        """The owner lives and does not have it: nothing is suspect."""
+        if lease.once and lease.reported:
+            return self._lost(lease, now, Reason.UNLISTED, default_max_crashes)
+        return iter([Returned(now, self._held(lease, None), lease.id, Reason.UNLISTED)])
+
+    def _those(self, runs: Iterable[Run], wanted: ByteClass) -> Runs:
+        return tuple(self.pages.select(self._known(clean(runs)), wanted))
 
     def _known(self, runs: Sequence[Run]) -> Sequence[Run]:
         """Those of the clean `runs` that were put."""
@@ -339,28 +486,41 @@ class Ledger:
             return intersection(runs, [(0, self.puts)])
         return runs
 
-    def _held(self, lease: Lease, runs: Sequence[Run] | None) -> _Runs:
+    def _held(self, lease: Lease, runs: Sequence[Run] | None) -> Runs:
         """What `lease` holds now of the clean `runs`, or of all."""
         if runs is None:
             if lease.left == lease.uncut:
                 return tuple(lease.runs)
-            return tuple(self._pages.select(clean(lease.runs), _IS_HELD))
-        return tuple(self._pages.select(intersection(runs, clean(lease.runs)), _IS_HELD))
+            return tuple(self.pages.select(clean(lease.runs), HELD))
+        return tuple(self.pages.select(intersection(runs, clean(lease.runs)), HELD))
 
-    def _from_holder(self, lease_id: int, runs: Iterable[Run] | None) -> _Runs:
+    def _from_holder(self, lease_id: int, runs: Iterable[Run] | None) -> Runs:
         """What `lease_id` may give up of `runs`; the rest is counted as stale."""
         asked = None if runs is None else clean(runs)
-        lease = self._leases.by_id.get(lease_id)
+        lease = self.leases.by_id.get(lease_id)
         news = self._held(lease, asked) if lease is not None else ()
         if asked is not None:
             self.stale += total(asked) - total(news)
         return news
 
-    # -- changing
+    # -- keeping
+
+    def snapshot(self) -> Columns:
+        """Everything, as columns of bytes; `restore` takes them."""
+        return snapshot(self)
+
+    @classmethod
+    def restore(cls, columns: Mapping[str, bytes], *, epoch: int | None = None) -> Ledger:
+        """A ledger that goes on where `snapshot` was taken; under another `epoch`, if it has a new host."""
+        ledger = cls(epoch=epoch_of(columns) if epoch is None else epoch, page_size=page_size(columns))
+        load(ledger, columns)
+        return ledger
+
+    # -- changing what is not recorded
 
     def commit(self, seq: int) -> None:
         """All messages below `seq` may be leased."""
-        if seq > self._pages.next_seq:
+        if seq > self.pages.next_seq:
             raise ValueError(f"commit({seq}): only {self.puts} messages were put")
         if seq > self.committed:
             self.committed = seq
@@ -369,109 +529,34 @@ class Ledger:
         """The queue itself was deaf for `by` nanoseconds: nobody's silence meanwhile counts."""
         if by < 0:
             raise ValueError(f"shift_deadlines({by}): deadlines only grow")
-        self._leases.shift(by)
+        self.leases.shift(by)
 
-    def apply(self, event: Event) -> _Runs:
-        """Let `event` happen. Returns the messages that ended by it, whose payloads can be freed.
-
-        Raises `IllegalMove`, and changes nothing, if one of its messages cannot make the move.
-        """
-        return self._apply[event.__class__](event)
-
-    def _apply_put(self, event: Put) -> _Runs:
-        if event.base != self._pages.next_seq or event.count < 1:
-            raise IllegalMove(event, None, event.base, f"the next message is {self.puts}")
-        self._pages.append(event.count)
-        if event.producer is not None:
-            self._admission.admit(event.producer, event.number, event.base, event.count)
-        return ()
-
-    def _apply_delivered(self, event: Delivered) -> _Runs:
-        runs, lease_id = event.runs, event.lease
-        if lease_id in self._leases.by_id:
-            raise IllegalMove(event, None, None, f"lease {lease_id:#x} exists")
-        if len(runs) == 1 and self._pages.move_uniform(*runs[0], _TO_DELIVERED) >= 0:
-            count = runs[0][1] - runs[0][0]
-        else:
-            self._move(event, _TO_DELIVERED)
-            count = total(runs)
-        self._ready.leased(runs)
-        self._leases.add(Lease(lease_id, event.owner, runs, count, event.once, event.request), event.deadline)
-        if lease_id >= self._next_lease:
-            self._next_lease = lease_id + 1
-        return ()
-
-    def _apply_acked(self, event: Acked) -> _Runs:
-        runs, table = event.runs, _TO_ACKED[event.keep]
-        lease = self._leases.by_id.get(event.lease)
-        if lease is not None and len(runs) == 1 == len(lease.runs):
-            (start, stop), (first, end) = runs[0], lease.runs[0]
-            # Inside its own lease a message is DELIVERED or has ended, and what has ended is refused.
-            if first <= start and stop <= end and self._pages.move_uniform(start, stop, table) >= 0:
-                self._leases.shrink(lease, stop - start)
-                return runs
-        steps = self._pages.plan(runs, table, event)
-        delivered = self._pages.select(clean(runs), _IS_HELD)
-        self._pages.write(steps)
-        if delivered:
-            self._leases.ended(event.lease, delivered)
-        return runs
-
-    def _apply_returned(self, event: Returned) -> _Runs:
-        lease = self._holder(event)
-        steps = self._pages.plan(event.runs, _TO_RETURNED, event)
-        ended = self._pages.select(event.runs, _IS_CANCELLING) if self._counts[CANCELLING] else []
-        self._pages.write(steps)
-        self._leases.cut(lease, event.runs)
-        self._ready.give(difference(clean(event.runs), clean(ended)) if ended else event.runs)
-        return tuple(ended)
-
-    def _apply_failed(self, event: Failed) -> _Runs:
-        lease = self._holder(event)
-        self._move(event, _TO_FAILED)
-        self._leases.cut(lease, event.runs)
-        return event.runs
-
-    def _apply_cancel_asked(self, event: CancelAsked) -> _Runs:
-        steps = self._pages.plan(event.runs, _TO_CANCEL_ASKED, event)
-        ended = self._pages.select(event.runs, _IS_READY)
-        self._pages.write(steps)
-        return tuple(ended)
-
-    def _apply_cancelled(self, event: Cancelled) -> _Runs:
-        lease = self._holder(event)
-        self._move(event, _TO_CANCELLED)
-        self._leases.cut(lease, event.runs)
-        return event.runs
-
-    def _apply_forgotten(self, event: Forgotten) -> _Runs:
-        self._move(event, _TO_FORGOTTEN)
-        return ()
-
-    def _move(self, event: _RunsEvent, table: bytes) -> None:
-        self._pages.write(self._pages.plan(event.runs, table, event))
-
-    def _holder(self, event: Returned | Failed | Cancelled) -> Lease:
-        """The lease of `event`, which must hold all its messages."""
-        lease = self._leases.by_id.get(event.lease)
-        if lease is None:
-            raise IllegalMove(event, None, None, f"lease {event.lease:#x} holds nothing")
-        if event.runs is not lease.runs:
-            foreign = difference(clean(event.runs), clean(lease.runs))
-            if foreign:
-                seq = foreign[0][0]
-                state = self.state(seq) if 0 <= seq < self.puts else None
-                raise IllegalMove(event, state, seq, f"lease {event.lease:#x} does not hold it")
-        return lease
-
-    # -- checking
-
-    def validate(self) -> None:
-        """AssertionError if an invariant is broken (the docstrings of the parts list them)."""
-        self._pages.validate()
-        self._ready.validate()
-        self._leases.validate(self._pages.select([(0, self.puts)], _IS_HELD))
-        assert 0 <= self.committed <= self.puts, f"committed={self.committed} of {self.puts}"
+    def replay(self, event: Event) -> Runs:
+        """`apply` for recovery, when records may be missing: what does not fit is dropped and counted."""
+        fit, dropped = fitting(self, event)
+        self.dropped += dropped
+        if isinstance(event, Delivered):
+            self.next_lease = max(self.next_lease, event.lease + 1)
+        if fit is None:
+            return ()
+        self._replaying = True
+        try:
+            freed = self.apply(fit)
+        finally:
+            self._replaying = False
+        if isinstance(event, Delivered):  # progress counts positions in what was granted, whatever is left of it
+            self.leases.by_id[event.lease].regrant(event.runs)
+        return freed
 
 
-_RunsEvent = Delivered | Failed | Cancelled | Forgotten
+def _until_suspect(picked: Sequence[Run], apart: Sequence[Offer]) -> Sequence[Run]:
+    """What one lease takes of `picked`, in order: a part of one piece of suspects, or all before the first one."""
+    taken: list[Run] = []
+    for start, stop in picked:
+        pieces = sorted((lo, hi) for lo, hi, _ in apart if lo < stop and start < hi)
+        for lo, hi in pieces:
+            if lo > start:
+                taken.append((start, lo))
+            return taken if taken else [(start, min(stop, hi))]
+        taken.append((start, stop))
+    return taken

@@ -9,17 +9,28 @@ Payloads are opaque: values are one pickle per run, errors one blob per failed m
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 from daskqueue_core.batch import Buffer, Run
 from daskqueue_core.runs import difference
 
-__all__ = ["Cursor", "End", "ErrorBlob", "KeptResults", "Outbox", "Outcome", "Outcomes", "Report"]
+__all__ = [
+    "Cursor",
+    "End",
+    "ErrorBlob",
+    "Failure",
+    "FailureReason",
+    "KeptResults",
+    "KeptRows",
+    "Outbox",
+    "Outcome",
+    "Outcomes",
+    "Report",
+]
 
 ErrorBlob = tuple[int, bytes, str]
-"""Index in its outcome or report, pickled exception, short text for tools that never unpickle."""
+"""Index in its outcome, pickled exception, short text for tools that never unpickle."""
 
 Cursor = tuple[str, int]
 """A queue's uuid and epoch in one word, and the number of the last outcome a client has."""
@@ -30,7 +41,29 @@ class End(IntEnum):
 
     RUN = 0  # they ran: a value each, or an error
     CANCELLED = 1
-    CRASHED = 2  # early ack, and the owner was lost: not run again
+    CRASHED = 2  # it killed its workers; or early ack, and the owner was lost: not run again
+    EXPIRED = 3  # not started in time
+    DUPLICATE = 4  # not put: its key is in use, and on_duplicate says RAISE
+
+
+class FailureReason(IntEnum):
+    """Why a message that failed is not tried again."""
+
+    FAILED = 0  # out of attempts
+    REJECTED = 1  # it must not be tried again: the policy or the task itself says so
+    CANCELLED = 2  # it stopped because it was asked to: an agreed cancel, and no failure at all
+    TIMEOUT = 3  # over its time, and out of attempts
+
+
+class Failure(NamedTuple):
+    """What a consumer says of one message that did not succeed."""
+
+    index: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
+    blob: bytes  # pickled exception and traceback
+    text: str  # short, for tools that never unpickle
+    retry_in: int = -1  # nanoseconds after which it is tried again; negative: it is not
+    body: bytes = b""  # its own payload as a single, so that a dead letter pins no block
+    reason: int = FailureReason.FAILED
 
 
 class Report(NamedTuple):
@@ -39,7 +72,7 @@ class Report(NamedTuple):
     start: int
     stop: int
     values: Buffer = b""  # one pickle of stop - start values, None where there is an error
-    errors: tuple[ErrorBlob, ...] = ()
+    errors: tuple[Failure, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -52,11 +85,14 @@ class Outcome(NamedTuple):
     values: Buffer = b""
     errors: tuple[ErrorBlob, ...] = ()
     end: int = End.RUN
+    attempts: bytes = b""  # a byte for each message from `index` on: attempts made; empty: 1 each
+    life: int = 0  # how often it was requeued as a dead letter
 
     @property
     def nbytes(self) -> int:
         """Bytes it holds on to."""
-        return 64 + len(self.values) + sum(len(blob) + len(text) for _, blob, text in self.errors)
+        nbytes = 64 + len(self.values) + len(self.attempts)
+        return nbytes + sum(len(blob) + len(text) for _, blob, text in self.errors) if self.errors else nbytes
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -107,6 +143,10 @@ class Outbox:
                 collected.append(kept)
         return collected
 
+    def items(self) -> list[tuple[Outcome, int | None]]:
+        """What was not acknowledged, each as it was added."""
+        return list(self._items)
+
     def kept(self) -> list[int]:
         """The kept outcomes that were not acknowledged."""
         return [kept for _, kept in self._items if kept is not None]
@@ -125,8 +165,17 @@ class Outbox:
 class _Kept(NamedTuple):
     client: int
     outcome: Outcome
-    runs: tuple[Run, ...]  # queue numbers that succeeded, to be forgotten in the ledger
+    shift: int | None  # from positions in the outcome to queue numbers, to be forgotten in the ledger
     nbytes: int
+
+
+class KeptRows(NamedTuple):
+    """What `KeptResults` holds, as rows."""
+
+    next: int
+    kept: list[tuple[int, int, Outcome, int | None]]  # number, client, outcome, shift
+    collected: list[tuple[int, int]]  # number, time; in the order of times
+    abandoned: list[int]
 
 
 class KeptResults:
@@ -142,6 +191,7 @@ class KeptResults:
         self.nbytes = 0
         self._next = 0
         self._kept: dict[int, _Kept] = {}
+        self._of: dict[tuple[int, int], list[int]] = {}  # numbers by client and batch, of those with queue numbers
         self._collected: OrderedDict[int, int] = OrderedDict()  # number -> time
         self._abandoned: dict[int, None] = {}
 
@@ -149,13 +199,31 @@ class KeptResults:
         return len(self._kept)
 
     def add(self, client: int, outcome: Outcome, runs: tuple[Run, ...]) -> int:
-        """Keep `outcome`; returns the number it is known by."""
+        """Keep `outcome`; returns the number it is known by. `runs`: its queue numbers, if it has some."""
         number = self._next
         self._next += 1
-        nbytes = outcome.nbytes
-        self._kept[number] = _Kept(client, outcome, runs, nbytes)
-        self.nbytes += nbytes
+        self._put(number, client, outcome, runs[0][0] - outcome.runs[0][0] if runs else None)
         return number
+
+    def _put(self, number: int, client: int, outcome: Outcome, shift: int | None) -> None:
+        nbytes = outcome.nbytes
+        if shift is not None:
+            self._of.setdefault((client, outcome.first), []).append(number)
+        self._kept[number] = _Kept(client, outcome, shift, nbytes)
+        self.nbytes += nbytes
+
+    def rows(self) -> KeptRows:
+        """Everything."""
+        kept = [(number, each.client, each.outcome, each.shift) for number, each in self._kept.items()]
+        return KeptRows(self._next, kept, list(self._collected.items()), list(self._abandoned))
+
+    def load(self, rows: KeptRows) -> None:
+        """The rows of `rows`, into what has none."""
+        self._next = rows.next
+        for row in rows.kept:
+            self._put(*row)
+        self._collected.update(rows.collected)
+        self._abandoned.update((number, None) for number in rows.abandoned)
 
     def collected(self, numbers: list[int], now: int) -> None:
         """Their client has them now: their time to live begins."""
@@ -165,21 +233,30 @@ class KeptResults:
 
     def abandon(self, numbers: list[int]) -> None:
         """Their client is gone: others may read them, as long as there is room."""
-        self._abandoned.update(dict.fromkeys(numbers))
+        self._abandoned.update((number, None) for number in numbers if number in self._kept)
 
-    def forget(self, runs: Sequence[Run]) -> None:
-        """Nobody asks for these messages any more; ascending. What covers others too, or an error, stays.
+    def find(self, client: int, first: int, index: int) -> Outcome | None:
+        """The last outcome of message `index` of the client's batch `first`, if it is kept."""
+        for number in reversed(self._of.get((client, first), ())):
+            outcome = self._kept[number].outcome
+            at = index - outcome.index
+            if any(lo <= at < hi for lo, hi in outcome.runs):
+                return outcome
+        return None
 
-        Looks at all that is kept: people forget, hot paths do not.
-        """
-        for number, kept in list(self._kept.items()):
-            left = tuple(difference(kept.runs, runs))
-            if left == kept.runs:
-                continue
-            if left or kept.outcome.errors:
-                self._kept[number] = kept._replace(runs=left)
-            else:
+    def forget(self, client: int, first: int, lo: int, hi: int) -> None:
+        """Nobody asks for the messages `lo` to `hi` of a batch any more. A blob that covers others too stays."""
+        for number in list(self._of.get((client, first), ())):
+            kept = self._kept[number]
+            outcome = kept.outcome
+            left = tuple(difference(outcome.runs, [(lo - outcome.index, hi - outcome.index)]))
+            if not left:
                 self._drop(number)
+            elif left != outcome.runs:
+                errors = tuple(error for error in outcome.errors if any(lo <= error[0] < hi for lo, hi in left))
+                smaller = outcome._replace(accepted=left, errors=errors)
+                self._kept[number] = kept._replace(outcome=smaller, nbytes=smaller.nbytes)
+                self.nbytes += smaller.nbytes - kept.nbytes
 
     def expire(self, now: int) -> list[Run]:
         """Drop what is over its time or too much. Returns the queue numbers to forget."""
@@ -187,19 +264,29 @@ class KeptResults:
         while self._collected:
             number, since = next(iter(self._collected.items()))
             over = self.ttl is not None and since + self.ttl <= now
-            if not over and (self.max_bytes is None or self.nbytes <= self.max_bytes):
+            if not over and not self._is_too_much():
                 break
-            gone.extend(self._drop(number).runs)
-        while self._abandoned and self.max_bytes is not None and self.nbytes > self.max_bytes:
-            gone.extend(self._drop(next(iter(self._abandoned))).runs)
+            gone.extend(self._drop(number))
+        while self._abandoned and self._is_too_much():
+            gone.extend(self._drop(next(iter(self._abandoned))))
         return gone
 
-    def _drop(self, number: int) -> _Kept:
+    def _is_too_much(self) -> bool:
+        return self.max_bytes is not None and self.nbytes > self.max_bytes
+
+    def _drop(self, number: int) -> list[Run]:
         kept = self._kept.pop(number)
         self._collected.pop(number, None)
         self._abandoned.pop(number, None)
         self.nbytes -= kept.nbytes
-        return kept
+        if kept.shift is None:
+            return []
+        batch = kept.client, kept.outcome.first
+        numbers = self._of[batch]
+        numbers.remove(number)
+        if not numbers:
+            del self._of[batch]
+        return [(lo + kept.shift, hi + kept.shift) for lo, hi in kept.outcome.runs]
 
     def next_at(self) -> int | None:
         """When the next one is over its time."""

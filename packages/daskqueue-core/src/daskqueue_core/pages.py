@@ -2,43 +2,52 @@
 
 A page whose messages are all in one state is one small object; otherwise it has a byte per message. A page whose
 messages are all GONE is dropped, so finished work costs nothing. One thing changes states: the compiled table of a
-`Move`, applied to runs. Nothing here knows leases, order or time.
+`Move`, applied to runs. A page also knows the lane of its messages (a small number: who is served before whom is
+`lanes`' business), and counts failed attempts once there is one. Nothing here knows leases, order or time.
 
 Invariants, checked by `validate`:
 - `next_seq` is the first number not given yet; no page reaches past it, and a page that is missing below it is GONE.
 - `counts[byte]` is the number of messages with that byte, but 0 for GONE: that number is derived, see `gone`.
   `Page.live` is the number of messages of the page that are not GONE.
 - Only the tail page, which may still grow, has no live message.
+- `Page.lanes` is a column if messages of the page are in different lanes, `Page.attempts` if one of them failed.
 - A refused move changes nothing: `plan` checks all runs of an event before `write` moves the first.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from daskqueue_core.batch import Run
 from daskqueue_core.errors import IllegalMove
 from daskqueue_core.runs import disjoint
-from daskqueue_core.states import CANCELLING, REFUSED, ByteClass, MessageState, flags_of, state_of
+from daskqueue_core.states import ALL_BYTES, REFUSED, ByteClass, MessageState, flags_of, state_of
 
-__all__ = ["Page", "Pages", "Step"]
+__all__ = ["ATTEMPTS_MAX", "Page", "Pages", "Step", "add_run"]
 
 GONE: Final = int(MessageState.GONE)
 READY: Final = int(MessageState.READY)
-VALID: Final = (*map(int, MessageState), CANCELLING)
+
+ATTEMPTS_MAX: Final = 255
+_ONE_MORE: Final = bytes([*range(1, ATTEMPTS_MAX + 1), ATTEMPTS_MAX])
+_RUN_OF: Final = {byte: ByteClass([byte]).runs.match for byte in ALL_BYTES}
 
 
 class Page:
     """Consecutive messages: `states` has a byte for each, or is None and all are in `state`."""
 
-    __slots__ = ("count", "live", "state", "states")
+    __slots__ = ("attempts", "count", "lane", "lanes", "live", "state", "states")
 
-    def __init__(self) -> None:
-        self.state = READY
+    def __init__(self, state: int = READY, lane: int = 0) -> None:
+        self.state = state
         self.states: bytearray | None = None
         self.count = 0
         self.live = 0
+        self.lane = lane
+        self.lanes: array[int] | None = None  # one for each message, if they differ
+        self.attempts: bytearray | None = None  # as long as a full page, however short this one is
 
 
 Step = tuple[int, int, int, int | bytes, int | bytes]
@@ -59,7 +68,7 @@ class Pages:
         self._mask = size - 1
         self._shift = size.bit_length() - 1
         self._pages: dict[int, Page] = {}
-        self._fill = {byte: bytes([byte]) * size for byte in VALID}  # slices of these are compared with and copied
+        self._fill = {byte: bytes([byte]) * size for byte in ALL_BYTES}  # slices of these are compared with and copied
 
     # -- looking
 
@@ -91,14 +100,14 @@ class Pages:
                     states = page.states
                     if states is None:
                         if page.state in members and lo < hi:
-                            _add(found, start, edge)
+                            add_run(found, start, edge)
                     elif lo < hi:
                         first = states[lo]
                         if first in members and states.startswith(fill[first][: hi - lo], lo):
-                            _add(found, start, edge)
+                            add_run(found, start, edge)
                         else:
                             for match in find(states, lo, hi):
-                                _add(found, base + match.start(), base + match.end())
+                                add_run(found, base + match.start(), base + match.end())
                 start = base + size
         return found
 
@@ -110,39 +119,55 @@ class Pages:
             start, stop = index << self._shift, min((index + 1) << self._shift, self.next_seq)
             present = [(start, stop)] if index not in self._pages else self.select([(start, stop)], gone)
             for run in present:
-                _add(found, *run)
+                add_run(found, *run)
         return found
 
-    def next_ready(self, start: int, stop: int, most: int) -> Run | None:
-        """The first run of READY messages in `start` to `stop`, at most `most` long."""
+    def uniform(self, start: int, stop: int) -> int:
+        """The byte of a run that lies in one page and one state; -1 of any other."""
+        page = self._pages.get(start >> self._shift)
+        lo = start & self._mask
+        n = stop - start
+        if page is None or n <= 0 or lo + n > page.count:
+            return -1
+        states = page.states
+        if states is None:
+            return page.state
+        byte = states[lo]
+        return byte if n == 1 or states.startswith(self._fill[byte][:n], lo) else -1
+
+    def next_ready(self, start: int, stop: int, most: int, lane: int = 0, byte: int = READY) -> Run | None:
+        """The first run of messages of `lane` that are `byte` in `start` to `stop`, at most `most` long."""
         shift, pages = self._shift, self._pages
         while start < stop:
             page = pages.get(start >> shift)
             base = start & ~self._mask
-            if page is not None:
+            if page is not None and (page.lanes is not None or page.lane == lane):
                 states = page.states
-                if states is None:
-                    if page.state == READY:
-                        break
+                if states is not None:
+                    at = states.find(byte, start - base, stop - base)
+                elif page.state == byte and start - base < page.count:
+                    at = start - base
                 else:
-                    at = states.find(READY, start - base, stop - base)
-                    if at >= 0:
-                        start = base + at
-                        break
+                    at = -1
+                if at >= 0 and page.lanes is not None:
+                    at = _find_in_lane(page, at, min(stop - base, page.count), lane, byte)
+                if at >= 0:
+                    start = base + at
+                    break
             start = base + self.size
         else:
             return None
         stop = min(stop, start + most)
         end = start
         while end < stop:
-            until = self.ready_until(end, stop)
+            until = self.ready_until(end, stop, lane, byte)
             if until == end:
                 break
             end = until
         return start, end
 
-    def ready_until(self, start: int, stop: int) -> int:
-        """Where the READY messages that begin at `start` end, `stop` or the end of its page at the latest."""
+    def ready_until(self, start: int, stop: int, lane: int = 0, byte: int = READY) -> int:
+        """Where the messages of `lane` that are `byte` and begin at `start` end: `stop` or the page at the latest."""
         page = self._pages.get(start >> self._shift)
         if page is None:
             return start
@@ -151,47 +176,122 @@ class Pages:
         hi = stop - base
         if hi > page.count:
             hi = page.count
+        if page.lanes is not None:
+            hi = _lane_until(page.lanes, lo, hi, lane)
+        elif page.lane != lane:
+            return start
         states = page.states
         if states is None:
-            return base + hi if page.state == READY else start
-        if states[lo] != READY:
+            return base + max(hi, lo) if page.state == byte else start
+        if lo >= hi or states[lo] != byte:
             return start
-        if hi - lo == 1 or states.startswith(self._fill[READY][: hi - lo], lo):
+        if hi - lo == 1 or states.startswith(self._fill[byte][: hi - lo], lo):
             return base + hi
-        return base + _READY_RUN(states, lo, hi).end()  # type: ignore[union-attr]
+        return base + _RUN_OF[byte](states, lo, hi).end()  # type: ignore[union-attr]
+
+    def by_lane(self, runs: Sequence[Run]) -> dict[int, list[Run]]:
+        """`runs` by the lane they are in, in order; neighbours joined."""
+        lanes: dict[int, list[Run]] = {}
+        for start, stop in runs:
+            while start < stop:
+                base = start & ~self._mask
+                page = self._pages.get(start >> self._shift)
+                edge = min(base + self.size, stop)
+                if page is not None and page.lanes is None:
+                    add_run(lanes.setdefault(page.lane, []), start, edge)
+                elif page is not None:
+                    lo, column = start - base, page.lanes
+                    while lo < edge - base:
+                        assert column is not None
+                        hi = _lane_until(column, lo, edge - base, column[lo])
+                        add_run(lanes.setdefault(column[lo], []), base + lo, base + hi)
+                        lo = hi
+                start = edge
+        return lanes
+
+    def lanes_in_use(self) -> set[int]:
+        """The lanes of all messages that are not GONE, perhaps others."""
+        used: set[int] = set()
+        for page in self._pages.values():
+            if page.lanes is None:
+                used.add(page.lane)
+            else:
+                used.update(page.lanes)
+        return used
 
     def __iter__(self) -> Iterator[tuple[int, Page]]:
         return iter(self._pages.items())
 
+    def put_back(self, index: int, page: Page) -> None:
+        """A page of a snapshot."""
+        self._pages[index] = page
+
     # -- moving
 
-    def append(self, count: int) -> None:
-        """`count` new messages, READY."""
+    def append(self, count: int, byte: int = READY, lane: int = 0) -> None:
+        """`count` new messages."""
         seq = self.next_seq
         self.next_seq = seq + count
-        self.counts[READY] += count
+        self.counts[byte] += count
         page = self._pages.get(seq >> self._shift)
-        if page is not None and page.states is not None and page.count + count < self.size:  # the common case
-            page.states += self._fill[READY][:count]
+        if page is not None and page.lane == lane and page.lanes is None and page.count + count < self.size:
+            states = page.states
+            if states is not None:
+                states += self._fill[byte][:count]
+            elif page.state != byte:
+                page.states = bytearray(self._fill[page.state][: page.count] + self._fill[byte][:count])
             page.count += count
             page.live += count
-            return
+            return  # the common case
         while count:
             index = seq >> self._shift
             page = self._pages.get(index)
             if page is None:
-                page = self._pages[index] = Page()
+                page = self._pages[index] = Page(byte, lane)
+                page.count = page.live = n = count if count < self.size else self.size
+                seq += n
+                count -= n
+                continue
             n = min(count, self.size - page.count)
-            if page.states is not None:
-                page.states += self._fill[READY][:n]
-            elif page.state != READY:
-                page.states = bytearray(self._fill[page.state][: page.count] + self._fill[READY][:n])
-            page.count += n
+            if page.lanes is not None:
+                page.lanes.extend(array("H", [lane]) * n)
+            elif page.lane != lane:
+                if page.live:
+                    page.lanes = array("H", [page.lane]) * page.count + array("H", [lane]) * n
+                else:
+                    page.lane = lane
             page.live += n
-            if page.states is not None and page.count == self.size:
-                self._collapse(page, page.states)
+            self._extend(page, byte, n)
             seq += n
             count -= n
+
+    def skip(self, seq: int) -> None:
+        """The numbers below `seq` that were not given never will be: their put is lost."""
+        while self.next_seq < seq:
+            index = self.next_seq >> self._shift
+            page = self._pages.get(index)
+            n = min(seq, (index + 1) << self._shift) - self.next_seq
+            if page is None:
+                if n == self.size:
+                    self.next_seq += (seq - self.next_seq) & ~self._mask
+                    continue
+                page = self._pages[index] = Page(GONE)
+            if page.lanes is not None:
+                page.lanes.extend(array("H", [0]) * n)
+            self._extend(page, GONE, n)
+            self.next_seq += n
+            if page.live == 0 and page.count == self.size:
+                del self._pages[index]
+
+    def _extend(self, page: Page, byte: int, n: int) -> None:
+        """`n` more messages at the end of `page`."""
+        if page.states is not None:
+            page.states += self._fill[byte][:n]
+        elif page.state != byte and page.count:
+            page.states = bytearray(self._fill[page.state][: page.count] + self._fill[byte][:n])
+        page.count += n
+        if page.states is not None and page.count == self.size:
+            self._collapse(page, page.states)
 
     def move_uniform(self, start: int, stop: int, table: bytes) -> int:
         """Move a run that lies in one page and one state, the common case, in one go.
@@ -308,6 +408,56 @@ class Pages:
                 if page.live == 0 and page.count == size:
                     del self._pages[index]
 
+    # -- attempts
+
+    def attempts(self, seq: int) -> int:
+        """How often message `seq` was tried and failed."""
+        page = self._pages.get(seq >> self._shift)
+        return 0 if page is None or page.attempts is None else page.attempts[seq & self._mask]
+
+    def attempts_of(self, start: int, stop: int) -> bytes:
+        """`attempts` of consecutive messages, a byte each; empty if all are 0."""
+        found: list[bytes] = []
+        some = False
+        while start < stop:
+            lo = start & self._mask
+            n = min(self.size - lo, stop - start)
+            page = self._pages.get(start >> self._shift)
+            if page is None or page.attempts is None:
+                found.append(bytes(n))
+            else:
+                found.append(bytes(page.attempts[lo : lo + n]))
+                some = some or found[-1].count(0) < n
+            start += n
+        return b"".join(found) if some else b""
+
+    def count_attempt(self, runs: Sequence[Run]) -> None:
+        """These were tried once more, and failed."""
+        for page, lo, hi in self._slices(runs):
+            column = page.attempts
+            if column is None:
+                column = page.attempts = bytearray(self.size)
+            column[lo:hi] = column[lo:hi].translate(_ONE_MORE)
+
+    def reset_attempts(self, runs: Sequence[Run]) -> None:
+        """These begin anew."""
+        for page, lo, hi in self._slices(runs):
+            if page.attempts is not None:
+                page.attempts[lo:hi] = bytes(hi - lo)
+                if page.attempts.count(0) == self.size:
+                    page.attempts = None
+
+    def _slices(self, runs: Sequence[Run]) -> Iterator[tuple[Page, int, int]]:
+        """`runs` cut by pages; those that are GONE left out."""
+        for start, stop in runs:
+            while start < stop:
+                lo = start & self._mask
+                n = min(self.size - lo, stop - start)
+                page = self._pages.get(start >> self._shift)
+                if page is not None:
+                    yield page, lo, lo + n
+                start += n
+
     def _collapse(self, page: Page, states: bytearray) -> None:
         """One state again, if all bytes agree."""
         if states == self._fill[states[0]]:
@@ -325,17 +475,19 @@ class Pages:
             states = page.states if page.states is not None else self._fill[page.state][: page.count]
             assert len(states) == page.count, f"page {index}: {len(states)} bytes for {page.count} messages"
             for byte in set(states):
-                assert byte in VALID, f"page {index}: {byte:#x} ({state_of(byte)}, {flags_of(byte)}) is no valid byte"
+                assert byte in self._fill, f"page {index}: {byte:#x} ({flags_of(byte)}) is no valid byte"
                 counts[byte] += states.count(byte)
             assert page.live == page.count - states.count(GONE), f"page {index}: live={page.live}"
             assert page.live > 0 or (index == tail and page.count < self.size), f"page {index} is GONE and still there"
             assert page.states is None or page.count < self.size or len(set(states)) > 1, f"page {index} is uniform"
+            assert page.lanes is None or len(page.lanes) == page.count, f"page {index}: {page.lanes} lanes"
+            assert page.attempts is None or len(page.attempts) == self.size, f"page {index}: attempts"
         counts[GONE] = 0
         assert counts == self.counts, "the counts do not agree with the pages"
         assert self.next_seq & self._mask == 0 or tail in self._pages, "the tail page is missing"
 
 
-def _add(found: list[Run], start: int, stop: int) -> None:
+def add_run(found: list[Run], start: int, stop: int) -> None:
     """Append a run, joined to the one before if they touch."""
     if found and found[-1][1] == start:
         found[-1] = (found[-1][0], stop)
@@ -343,4 +495,24 @@ def _add(found: list[Run], start: int, stop: int) -> None:
         found.append((start, stop))
 
 
-_READY_RUN: Final = ByteClass([READY]).runs.match
+def _find_in_lane(page: Page, at: int, stop: int, lane: int, byte: int) -> int:
+    """The first message of `lane` that is `byte`, from `at` on; -1 if there is none. `page` mixes lanes."""
+    lanes, states = page.lanes, page.states
+    assert lanes is not None
+    while True:
+        try:
+            at = lanes.index(lane, at, stop)
+        except ValueError:
+            return -1
+        if states is None or states[at] == byte:
+            return at
+        at = states.find(byte, at + 1, stop)
+        if at < 0:
+            return -1
+
+
+def _lane_until(lanes: array[int], lo: int, hi: int, lane: int) -> int:
+    """Where the messages of `lane` that begin at `lo` end."""
+    while lo < hi and lanes[lo] == lane:
+        lo += 1
+    return lo

@@ -156,14 +156,16 @@ class ProducerStream:
 
         The first under an id goes alone: a later one that overtook it would meet a queue that does not know the
         producer, which means evicted, and all would be put again under another id, to the side of the first.
+        A put ends where its options change (`PutOptions`).
         """
         if not self._offered or len(self._unanswered) >= self._window or 0 in self._unanswered:
             return None
         batches: list[Batch] = []
+        options = self._offered[0].put_options
         nbytes = count = 0
         while self._offered and len(batches) < PUT_BATCHES and nbytes < PUT_BYTES:
             count += self._offered[0].count
-            if batches and self._maxsize and count > self._maxsize:
+            if batches and ((self._maxsize and count > self._maxsize) or self._offered[0].put_options != options):
                 break
             batch = self._offered.popleft()
             nbytes += batch.nbytes

@@ -17,7 +17,7 @@ class QueueStats(NamedTuple):
     acked: int = 0  # succeeded and their result still kept
     failed: int = 0
     cancelled: int = 0
-    finished: int = 0  # puts - ready - delivered
+    finished: int = 0  # puts - unfinished
     stale: int = 0  # late reports that changed nothing
     owners: int = 0  # who holds leases
     calls: int = 0  # unfinished ones, for GeneralConsumer
@@ -25,8 +25,14 @@ class QueueStats(NamedTuple):
     nbytes: int = 0  # of payloads
     kept_bytes: int = 0  # of kept outcomes
     undelivered_outcomes: int = 0  # records that clients have not acknowledged
+    scheduled: int = 0  # for later
+    expired: int = 0
+    retries: int = 0  # failures after which a message was to be tried again
+    dead_bytes: int = 0  # of the exceptions in dead letters
+    waiting: tuple[tuple[int, tuple[str, ...], int], ...] = ()  # kind, tags and how many are ready or scheduled
+    oldest_ready_at: int = 0  # nanoseconds: when the oldest ready message was put; 0 if none is ready
 
     @property
     def unfinished(self) -> int:
         """Messages without an outcome."""
-        return self.ready + self.delivered
+        return self.scheduled + self.ready + self.delivered

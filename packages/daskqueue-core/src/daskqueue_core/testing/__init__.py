@@ -6,6 +6,7 @@ from daskqueue_core.testing.ledger_machine import ledger_machine
 from daskqueue_core.testing.ledger_pair import LedgerPair
 from daskqueue_core.testing.model import ModelLease, ModelLedger, ModelMessage
 from daskqueue_core.testing.network import Chance, Fate, Message, Rule, SimNetwork
+from daskqueue_core.testing.queue_machine import RecordedQueue, queue_machine
 from daskqueue_core.testing.sim_client import SimCancelled, SimClient, SimFuture
 from daskqueue_core.testing.sim_cluster import SimCluster, SimDirectory, SimWorker
 from daskqueue_core.testing.sim_consumer import SimConsumer
@@ -28,6 +29,7 @@ __all__ = [
     "Promise",
     "QueueConformance",
     "QueueReplaced",
+    "RecordedQueue",
     "Rule",
     "SimCancelled",
     "SimClient",
@@ -48,4 +50,5 @@ __all__ = [
     "Task",
     "Timer",
     "ledger_machine",
+    "queue_machine",
 ]

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from daskqueue_core.testing.suite_control import ControlRules
 from daskqueue_core.testing.suite_leases import LeaseRules
+from daskqueue_core.testing.suite_names import NameRules
+from daskqueue_core.testing.suite_options import OptionRules
 from daskqueue_core.testing.suite_outcomes import OutcomeRules
 from daskqueue_core.testing.suite_puts import PutRules
+from daskqueue_core.testing.suite_retries import RetryRules
 from daskqueue_core.testing.suite_room import RoomRules
 
 __all__ = ["QueueConformance"]
 
 
-class QueueConformance(PutRules, RoomRules, LeaseRules, OutcomeRules, ControlRules):
+class QueueConformance(PutRules, OptionRules, RoomRules, LeaseRules, OutcomeRules, RetryRules, NameRules, ControlRules):
     """Subclass it, name the subclass `Test...`, and say how a queue is made."""

@@ -1,22 +1,26 @@
 """`LedgerPair`: the ledger and its model in lock-step.
 
 Does each thing to both, demands that the decision is exactly the model's, and compares everything that can be seen,
-after `validate()`. Who decides what to do is somebody else: a test by hand, or `ledger_machine` by chance.
+after `validate()`. Who decides what to do is somebody else: a test by hand, or `ledger_machine` by chance. The ledgers
+that recovery makes are compared too: `ledger_recovery`.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from daskqueue_core.batch import Run
 from daskqueue_core.errors import IllegalMove
-from daskqueue_core.events import Event, Failed, Put, Reason, Returned
+from daskqueue_core.events import Blame, Event, Expired, Failed, Put, Reason, Returned
 from daskqueue_core.ledger import Duplicate, Early, Ledger, UnknownProducer
 from daskqueue_core.states import MessageFlag, MessageState
-from daskqueue_core.testing.model import ModelLedger
+from daskqueue_core.testing.model import ModelLedger, ModelMessage
 
-__all__ = ["LedgerPair", "numbers", "singles"]
+__all__ = ["LedgerPair", "max_crashes", "numbers", "singles"]
+
+EPOCH = 3
 
 
 def numbers(runs: Iterable[Run]) -> list[int]:
@@ -29,49 +33,88 @@ def singles(seqs: Iterable[int]) -> list[Run]:
     return [(seq, seq + 1) for seq in seqs]
 
 
+def max_crashes(seq: int) -> int:
+    """How many crashes a message is allowed here."""
+    return 1 + seq % 3
+
+
 class LedgerPair:
     """A ledger and its model, in step. `journal_fails`: events are decided and then dropped, not applied."""
 
     def __init__(self, page_size: int = 4) -> None:
         self.page_size = page_size
-        self.ledger = Ledger(epoch=3, page_size=page_size)
+        self.ledger = Ledger(epoch=EPOCH, page_size=page_size)
         self.model = ModelLedger()
         self.events: list[Event] = []
         self.granted: dict[int, list[int]] = {}  # of all leases there ever were
         self.now = 0
+        self.latest = 0  # when time was last looked at, whatever the clock did since
         self.journal_fails = False
 
     # -- one method per thing that can happen
 
-    def put(self, count: int) -> None:
-        """Put, leasable only when committed."""
-        event = self.ledger.decide_put(count, self.now)
-        assert isinstance(event, Put)
-        self._put(event)
-
-    def put_numbered(self, producer: int, number: int, count: int) -> None:
-        """Put by a producer that numbers its puts."""
-        answer = self.ledger.decide_put(count, self.now, producer=producer, number=number)
-        match self.model.admission(producer, number):
+    def put(
+        self,
+        count: int,
+        *,
+        priority: int = 0,
+        route: int = 0,
+        ready_at: int = 0,
+        ready_ats: Sequence[int] = (),
+        expires_at: int = 0,
+        keys: Sequence[str] = (),
+        suspect: bool = False,
+        producer: int | None = None,
+        number: int = 0,
+    ) -> None:
+        """Put, leasable only when committed; refused if the producer's number or a key does not fit."""
+        options: dict[str, Any] = {"priority": priority, "route": route, "expires_at": expires_at, "suspect": suspect}
+        expected: Any = self.model.admission(producer, number) if producer is not None else "admit"
+        if expected == "admit" and any(self._is_blocked(key) for key in keys):
+            expected = "in use"
+        try:
+            answer: Any = self.ledger.decide_put(
+                count,
+                self.now,
+                ready_at=ready_at,
+                ready_ats=array("Q", ready_ats).tobytes(),
+                keys=keys,
+                producer=producer,
+                number=number,
+                **options,
+            )
+        except ValueError:
+            answer = "in use"
+        match expected:
             case "admit":
                 assert isinstance(answer, Put)
-                self._put(answer)
+                times = ready_ats or [ready_at] * count
+                names: Sequence[str | None] = keys or [None] * count
+                new = [ModelMessage(ready_at=time, key=key, **options) for time, key in zip(times, names)]
+                self._put(answer, new, each=len(ready_ats) > 0)
             case "early":
                 assert answer == Early()
                 assert isinstance(answer, Early)
             case "unknown":
                 assert isinstance(answer, UnknownProducer)
+            case "in use":
+                assert answer == "in use"
             case (base, size):
                 assert answer == Duplicate(base, size)
                 assert isinstance(answer, Duplicate)
 
-    def _put(self, event: Put) -> None:
-        assert event.base == len(self.model.messages)
+    def _is_blocked(self, key: str) -> bool:
+        holder = self.model.holder(key)
+        return holder is not None and self.model.messages[holder].blocks_key
+
+    def _put(self, event: Put, new: list[ModelMessage], *, each: bool) -> None:
+        assert (event.base, event.count) == (len(self.model.messages), len(new))
         if self.journal_fails:
             return
-        assert self.ledger.apply(event) == ()
+        freed = self.ledger.apply(event)
         self.events.append(event)
-        self.model.put(event.count, event.producer)
+        assert sorted(numbers(freed)) == sorted(self.model.put(new, self.now, producer=event.producer, each=each))
+        self._looked(each)
 
     def commit(self, seq: int) -> None:
         """Everything below `seq` may be leased."""
@@ -79,31 +122,54 @@ class LedgerPair:
         self.model.committed = max(self.model.committed, seq)
 
     def lease(
-        self, limit: int, owner: str, ttl: int = 100, *, once: bool = False, request: int = 0, wanted: Any = None
+        self,
+        limit: int,
+        owner: str,
+        ttl: int = 100,
+        *,
+        once: bool = False,
+        request: int = 0,
+        wanted: Any = None,
+        routes: Collection[int] | None = None,
+        suspects: bool = True,
     ) -> int | None:
         """Lease; with `wanted` (a set of messages), by a consumer that skips all others."""
-        picked = self.model.pick(limit, wanted)
-        choose = None if wanted is None else lambda runs: self._choose(runs, wanted, limit)
-        event = self.ledger.decide_lease(limit, owner, self.now, ttl, request=request, once=once, choose=choose)
+        picked = self.model.pick(limit, wanted, routes, suspects)
+        offered = self.model.offered(routes, suspects)
+        choose = None if wanted is None else lambda runs: self._choose(runs, wanted, limit, offered)
+        event = self.ledger.decide_lease(
+            limit,
+            owner,
+            self.now,
+            ttl,
+            request=request,
+            once=once,
+            choose=choose,
+            routes=routes,
+            suspects=suspects,
+        )
         assert numbers(event.runs if event else ()) == picked
         if event is None or self.journal_fails:
             return None
         assert self.ledger.apply(event) == ()
         self.events.append(event)
         self.granted[event.lease] = picked
+        self._looked()
         self.model.delivered(picked, event.lease, owner, self.now + ttl, once=once, request=request)
         return event.lease
 
-    def _choose(self, runs: Iterator[Run], wanted: Collection[int], limit: int) -> list[Run]:
+    def _choose(self, runs: Iterator[Run], wanted: Collection[int], limit: int, offered: Sequence[int]) -> list[Run]:
         chosen: list[Run] = []
-        last = -1
+        seen: list[int] = []
         for start, stop in runs:
-            assert last <= start < stop <= self.model.committed, f"offered {(start, stop)} after {last}"
-            assert all(self.model.messages[seq].state is MessageState.READY for seq in range(start, stop))
-            last = stop
+            assert start < stop
+            seen += range(start, stop)
             chosen += singles(seq for seq in range(start, stop) if seq in wanted)
             if len(chosen) >= limit:
                 break
+        else:
+            assert seen == offered
+        assert seen == offered[: len(seen)]
         return chosen
 
     def ack(self, lease: int, runs: Sequence[Run] | None, *, keep: bool) -> None:
@@ -114,45 +180,74 @@ class LedgerPair:
         event = self.ledger.decide_ack(lease, runs, self.now, keep=keep)
         self._happens(event, news, lambda: self.model.acked(news, keep=keep))
 
-    def give_back(self, lease: int, runs: Sequence[Run] | None) -> None:
+    def give_back(self, lease: int, runs: Sequence[Run] | None, blame: Blame = Blame.NONE, ready_at: int = 0) -> None:
         """Returned by its holder."""
         news = self._from_holder(lease, runs)
-        event = self.ledger.decide_return(lease, runs, self.now, reason=Reason.RELEASED)
-        self._happens(event, news, lambda: self.model.returned(news))
+        reason = Reason.RETRY if blame is Blame.ATTEMPT else Reason.RELEASED
+        event = self.ledger.decide_return(lease, runs, self.now, reason=reason, blame=blame, ready_at=ready_at)
+        self._happens(event, news, lambda: self.model.returned(news, blame, ready_at, self.now))
 
-    def fail(self, lease: int, runs: Sequence[Run] | None) -> None:
+    def fail(self, lease: int, runs: Sequence[Run] | None, reason: Reason = Reason.REJECTED) -> None:
         """Failed, as its holder says."""
         news = self._from_holder(lease, runs)
-        event = self.ledger.decide_fail(lease, runs, self.now, reason=Reason.REJECTED)
-        self._happens(event, news, lambda: self.model.failed(news))
+        event = self.ledger.decide_fail(lease, runs, self.now, reason=reason)
+        self._happens(event, news, lambda: self.model.failed(news, reason))
 
-    def agree(self, lease: int, runs: Sequence[Run] | None) -> None:
+    def agree(self, lease: int, runs: Sequence[Run] | None, *, expired: bool = False) -> None:
         """Not run and given up, as its holder says."""
         news = self._from_holder(lease, runs)
-        event = self.ledger.decide_agree(lease, runs, self.now)
-        self._happens(event, news, lambda: self.model.agreed(news))
+        event = self.ledger.decide_agree(lease, runs, self.now, expired=expired)
+        self._happens(event, news, lambda: self.model.agreed(news, expired=expired))
+
+    def damage(self, runs: Sequence[Run]) -> None:
+        """Their bytes cannot be read."""
+        news = self.model.unfinished(numbers(runs))
+        event = self.ledger.decide_damaged(runs, self.now)
+        self._happens(event, news, lambda: self.model.failed(news, Reason.DAMAGED))
 
     def cancel(self, runs: Sequence[Run]) -> None:
         """A client does not want them any more."""
         news = self.model.cancellable(numbers(runs))
         self._happens(self.ledger.decide_cancel(runs, self.now), news, lambda: self.model.cancel_asked(news))
 
+    def requeue(self, runs: Sequence[Run]) -> None:
+        """Dead letters are tried again."""
+        news = self.model.those(numbers(runs), MessageState.FAILED)
+        event = self.ledger.decide_requeue(runs, self.now)
+        self._happens(event, news, lambda: self.model.requeued(news, self.now))
+
+    def purge(self, runs: Sequence[Run]) -> None:
+        """Nobody wants them."""
+        news = self.model.those(numbers(runs), MessageState.SCHEDULED, MessageState.READY, MessageState.FAILED)
+        self._happens(self.ledger.decide_purge(runs, self.now), news, lambda: self.model.purged(news))
+
     def forget(self, runs: Sequence[Run]) -> None:
         """Nobody asks for them any more."""
-        news = self.model.forgettable(numbers(runs))
+        ended = (MessageState.ACKED, MessageState.CANCELLED, MessageState.EXPIRED)
+        news = self.model.those(numbers(runs), *ended)
         self._happens(self.ledger.decide_forget(runs, self.now), news, lambda: self.model.forgotten(news))
 
     def owner_lost(self, owner: str) -> None:
         """The directory says so."""
-        events = self.ledger.decide_owner_lost(owner, self.now, reason=Reason.OWNER_LOST)
+        events = self.ledger.decide_owner_lost(owner, self.now, reason=Reason.OWNER_LOST, max_crashes=max_crashes)
         self._lost(events, self.model.of(owner))
 
     def due(self) -> None:
-        """What time brings."""
-        owners = self.model.due(self.now)
-        self._lost(self.ledger.decide_due(self.now), [lease for owner in owners for lease in self.model.of(owner)])
-        if not self.journal_fails:
-            assert self.ledger.decide_due(self.now) == []
+        """What time brings, until there is no more."""
+        while True:
+            events = self.ledger.decide_due(self.now, max_crashes=max_crashes)
+            self._looked()
+            self.model.collect(self.now)
+            expired = self.model.expired()
+            if expired:
+                assert len(events) == 1
+                assert isinstance(events[0], Expired)
+                self._happens(events[0], expired, lambda expired=expired: self.model.expire(expired))  # type: ignore[misc]
+            else:
+                owners = self.model.silent(self.now)
+                self._lost(events, [lease for owner in owners for lease in self.model.of(owner)])
+            if not events or self.journal_fails:
+                break
 
     def heartbeat(
         self,
@@ -174,6 +269,15 @@ class LedgerPair:
         self.ledger.shift_deadlines(by)
         self.model.deadlines = {owner: deadline + by for owner, deadline in self.model.deadlines.items()}
 
+    def reopen(self) -> None:
+        """From a snapshot. Nothing but the pieces of suspects changes."""
+        columns = self.ledger.snapshot()
+        self.ledger = Ledger.restore(columns)
+        self.model.recut()
+        again = self.ledger.snapshot()
+        different = {name: (column, columns[name]) for name, column in again.items() if column != columns[name]}
+        assert not different, f"restored, then: {different}"
+
     def repeat(self) -> None:
         """The last event once more: always illegal."""
         self.refused(self.events[-1])
@@ -185,6 +289,12 @@ class LedgerPair:
         except IllegalMove:
             return
         raise AssertionError(f"{event} was applied and freed {freed}")
+
+    def _looked(self, ripens: bool = True) -> None:
+        """The ledger noticed what time it is: what was SCHEDULED until now is READY."""
+        if ripens:
+            self.model.ripen(self.now)
+            self.latest = max(self.latest, self.now)
 
     def _asked(self, runs: Sequence[Run] | None) -> list[int] | None:
         return None if runs is None else sorted(set(numbers(runs)))
@@ -201,7 +311,7 @@ class LedgerPair:
 
     def _happens(self, event: Any, news: list[int], moved: Callable[[], list[int]]) -> None:
         """`event` is what the model says, and frees what the model says."""
-        assert numbers(event.runs if event is not None else ()) == news
+        assert sorted(numbers(event.runs if event is not None else ())) == news
         if event is None or self.journal_fails:
             return
         freed = self.ledger.apply(event)
@@ -210,21 +320,24 @@ class LedgerPair:
         self.model.settle()
 
     def _lost(self, events: Sequence[Event], leases: Sequence[int], *, unlisted: bool = False) -> None:
-        expected: list[tuple[type, int, list[int]]] = []
+        expected = []
         for lease in leases:
-            failed, back = self.model.lost(lease, unlisted=unlisted)
-            expected += [(Failed, lease, failed)] * bool(failed) + [(Returned, lease, back)] * bool(back)
-        seen = [(type(event), event.lease, numbers(event.runs)) for event in events if isinstance(event, _LOST)]
-        assert len(seen) == len(events)
-        assert sorted(seen, key=repr) == sorted(expected, key=repr)
+            for seqs, reason, blame in self.model.lost(lease, max_crashes, unlisted=unlisted):
+                expected.append((lease, seqs, reason if blame is None else None, blame))
+        seen: list[Any] = []
         for event in events:
+            assert isinstance(event, (Returned, Failed))
+            blame = event.blame if isinstance(event, Returned) else None
+            seen.append((event.lease, sorted(numbers(event.runs)), event.reason if blame is None else None, blame))
+        assert sorted(seen, key=repr) == sorted(expected, key=repr), f"{seen}, expected {expected}"
+        for event in events:
+            seqs = sorted(numbers(event.runs))  # type: ignore[union-attr]
             if isinstance(event, Returned):
-                back = numbers(event.runs)
-                self._happens(event, back, lambda back=back: self.model.returned(back))  # type: ignore[misc]
+                blame = event.blame
+                self._happens(event, seqs, lambda s=seqs, b=blame: self.model.returned(s, b, 0, self.now))  # type: ignore[misc]
             elif isinstance(event, Failed):
-                assert event.reason is Reason.EARLY_ACK
-                failed = numbers(event.runs)
-                self._happens(event, failed, lambda failed=failed: self.model.failed(failed))  # type: ignore[misc]
+                reason = event.reason
+                self._happens(event, seqs, lambda s=seqs, r=reason: self.model.failed(s, r))  # type: ignore[misc]
 
     # -- comparing
 
@@ -232,9 +345,10 @@ class LedgerPair:
         """Everything that can be seen is as the model has it."""
         ledger, model = self.ledger, self.model
         self.compare_lasting(ledger)
-        assert (ledger.committed, ledger.stale) == (model.committed, model.stale)
+        assert (ledger.committed, ledger.stale, ledger.dropped) == (model.committed, model.stale, 0)
         assert {owner: ledger.deadline(owner) for owner in ledger.owners()} == model.deadlines
-        assert ledger.next_at() == min(model.deadlines.values(), default=None)
+        next_at, expected = ledger.next_at(), model.next_at()
+        assert expected is None or (next_at is not None and next_at <= expected)  # what ended meanwhile may wake it
         for lease, entry in model.leases.items():
             seen = ledger.lease(lease)
             assert seen is not None
@@ -242,28 +356,74 @@ class LedgerPair:
             assert (seen.finished, seen.started) == (entry.finished, started)
             if entry.request:
                 assert ledger.find_grant(entry.owner, entry.request) is seen
+            if any(model.messages[seq].suspect for seq in model.held(lease)):
+                first = entry.granted[0]
+                assert entry.granted == list(range(first, first + len(entry.granted))), "suspects with others"
         for owner in ("a", "b", "c"):
-            asked = {
-                lease: [seq for seq in model.held(lease) if model.messages[seq].cancel] for lease in model.of(owner)
+            held = {lease: [(seq, model.messages[seq]) for seq in model.held(lease)] for lease in model.of(owner)}
+            asked = {lease: [seq for seq, message in seqs if message.cancel] for lease, seqs in held.items()}
+            late = {
+                lease: [seq for seq, message in seqs if message.overdue and not message.cancel]
+                for lease, seqs in held.items()
             }
-            told = {lease: numbers(runs) for lease, runs in ledger.cancels(owner).items()}
-            assert told == {lease: seqs for lease, seqs in asked.items() if seqs}
+            for seen_runs, wanted in ((ledger.cancels(owner), asked), (ledger.overdue(owner), late)):
+                told = {lease: numbers(runs) for lease, runs in seen_runs.items()}
+                assert told == {lease: seqs for lease, seqs in wanted.items() if seqs}
 
-    def compare_lasting(self, ledger: Ledger) -> None:
+    def compare_lasting(self, ledger: Ledger, *, live: bool = True) -> None:
         """What events determine is as the model has it."""
         model = self.model
         ledger.validate()
-        states = [message.state for message in model.messages]
+        messages = model.messages
+        states = [message.state for message in messages]
         assert ledger.puts == len(states)
-        assert [ledger.state(seq) for seq in range(len(states))] == states
-        cancels = [message.cancel for message in model.messages]
-        assert [ledger.flags(seq) is MessageFlag.CANCEL for seq in range(len(states))] == cancels
+        everything = range(len(states))
+        assert [ledger.state(seq) for seq in everything] == states
+        flags = [
+            (MessageFlag.SUSPECT if message.suspect else MessageFlag(0))
+            | (MessageFlag.CANCEL if message.cancel else MessageFlag(0))
+            | (MessageFlag.OVERDUE if message.overdue else MessageFlag(0))
+            for message in messages
+        ]
+        assert [ledger.flags(seq) for seq in everything] == flags
+        assert [ledger.crashes(seq) for seq in everything] == [message.crashes for message in messages]
+        assert [ledger.key_of(seq) for seq in everything] == [message.key for message in messages]
+        attempts = [message.attempts for message in messages]
+        shown = ledger.attempts_of(0, len(states)) or bytes(len(states))
+        for seq in everything:
+            if states[seq] is not MessageState.GONE:
+                assert ledger.attempts(seq) == shown[seq] == attempts[seq]
+        for seq, message in enumerate(messages):
+            if message.key is not None:
+                assert ledger.find_key(message.key) == seq
+                assert ledger.is_blocked(message.key) == message.blocks_key
+                assert ledger.is_taken(message.key) == (message.unfinished or message.state is MessageState.ACKED)
         assert ledger.counts() == {state: states.count(state) for state in MessageState}
         assert ledger.ready == states.count(MessageState.READY)
-        assert ledger.unfinished == sum(message.unfinished for message in model.messages)
+        assert ledger.unfinished == sum(message.unfinished for message in messages)
         assert ledger.finished == ledger.puts - ledger.unfinished
         for state in MessageState:
             assert numbers(ledger.runs_in(state)) == [seq for seq, other in enumerate(states) if other is state]
+        self._compare_times(ledger, live=live)
+        self._compare_leases(ledger)
+
+    def _compare_times(self, ledger: Ledger, *, live: bool) -> None:
+        waiting = _times(ledger.waiting.runs())
+        expiring = _times(ledger.expiring.runs())
+        for seq in numbers(ledger.overdue_runs):
+            expiring.setdefault(seq, set()).add(-1)
+        for seq, message in enumerate(self.model.messages):
+            if message.state is MessageState.SCHEDULED:
+                assert min(waiting[seq]) == message.ready_at
+            if not message.unfinished and message.state is not MessageState.FAILED:
+                continue
+            if message.expires_at:
+                assert message.expires_at in expiring[seq] or (not live and -1 in expiring[seq])
+            elif not message.overdue and (live or not message.unsure):
+                assert not expiring.get(seq)
+
+    def _compare_leases(self, ledger: Ledger) -> None:
+        model = self.model
         assert set(ledger.owners()) == {entry.owner for entry in model.leases.values()}
         for owner in ledger.owners():
             assert [lease.id for lease in ledger.leases_of(owner)] == model.of(owner)
@@ -272,21 +432,13 @@ class LedgerPair:
             assert seen is not None
             assert (seen.id, seen.owner, seen.once, seen.request) == (lease, entry.owner, entry.once, entry.request)
             assert numbers(seen.granted) == entry.granted
-            assert numbers(ledger.held(lease)) == model.held(lease)
+            assert sorted(numbers(ledger.held(lease))) == model.held(lease)
             assert seen.left == len(model.held(lease))
 
-    def compare_replayed(self) -> None:
-        """A fresh ledger that is told the events knows the same, and would go on the same."""
-        again = Ledger(epoch=3, page_size=self.page_size)
-        for event in self.events:
-            again.apply(event)
-        self.compare_lasting(again)
-        for producer, puts in self.model.producers.items():
-            answer = again.decide_put(1, 0, producer=producer, number=len(puts))
-            assert answer == self.ledger.decide_put(1, 0, producer=producer, number=len(puts))
-        again.commit(self.model.committed)
-        mine, theirs = (ledger.decide_lease(1 << 30, "a", 0, 1) for ledger in (self.ledger, again))
-        assert mine == theirs
 
-
-_LOST = (Returned, Failed)
+def _times(runs: Iterable[tuple[int, int, int]]) -> dict[int, set[int]]:
+    times: dict[int, set[int]] = {}
+    for time, start, stop in runs:
+        for seq in range(start, stop):
+            times.setdefault(seq, set()).add(time)
+    return times

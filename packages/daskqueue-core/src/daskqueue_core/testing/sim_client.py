@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from daskqueue_core.balancer import RoundRobin
 from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
-from daskqueue_core.errors import QueueLost, WorkerCrashed
+from daskqueue_core.errors import DuplicateKey, QueueLost, TaskExpired, WorkerCrashed
 from daskqueue_core.joining import JoinRounds
 from daskqueue_core.ledger import Early
 from daskqueue_core.outcomes import End
@@ -118,8 +118,12 @@ class SimClient(SimNode):
         function: bytes = b"f",
         keep: Keep = Keep.STREAM,
         holds_gil: bool = False,
+        **options: Any,
     ) -> list[SimFuture]:
-        """Submit `count` messages that do the same, or `works`, as one batch, as singles or as one block."""
+        """Submit `count` messages that do the same, or `works`, as one batch, as singles or as one block.
+
+        `options`: other fields of the batch.
+        """
         if self.over is not None:
             raise self.over
         first_work = len(self._works)
@@ -136,6 +140,7 @@ class SimClient(SimNode):
             client=self.id,
             first=first,
             keep=keep,
+            **options,
         )
         futures: list[SimFuture] = []
         if keep != Keep.NONE:
@@ -292,6 +297,10 @@ def _deliver(delivery: Delivery) -> None:
                 error = SimCancelled()
             elif outcome.end == End.CRASHED:
                 error = WorkerCrashed("the worker died, and the task is not run again")
+            elif outcome.end == End.EXPIRED:
+                error = TaskExpired("not started in time")
+            elif outcome.end == End.DUPLICATE:
+                error = DuplicateKey("its key is in use")
             delivery.sink[delivery.shift + at].end(values[at] if error is None else None, error)
 
 

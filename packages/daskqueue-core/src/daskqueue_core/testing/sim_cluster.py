@@ -18,7 +18,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 from daskqueue_core.batch import Kind
-from daskqueue_core.directory import Consume, Directory, Drop, Host, Order, Place, Release, StopConsuming
+from daskqueue_core.directory import Directory
+from daskqueue_core.orders import Consume, Drop, Host, Order, Place, Release, StopConsuming, TakeOver
 from daskqueue_core.producer import WINDOW
 from daskqueue_core.queue import TransientQueue
 from daskqueue_core.testing.network import SimNetwork
@@ -49,20 +50,24 @@ class SimWorker(SimNode):
         super().__init__(cluster.simulation, address)
         self.owner = f"{address}#1"
         self.slots = slots
-        self.host = SimHost(self)
+        self.host = SimHost(self, cluster.network)
         self.link = SimLink(cluster.network, self, POOL, self.host)
         self.consumer = SimConsumer(self, self.link, self.owner, cluster.works, cluster.started)
 
     async def serve(self, op: str, content: dict[str, Any], alive: Alive) -> Any:
-        """Operations on queues name one by uuid, orders of the directory do not."""
+        """Operations on queues name one by uuid, orders of the directory and questions of other hosts do not."""
         arguments = dict(content)
         uuid = arguments.pop("uuid", None)
         if uuid is not None:
-            return await self.host.call(op, uuid, arguments, alive)
+            return await self.host.call(op, uuid, arguments.pop("epoch"), arguments, alive)
+        if op == "hand_over":
+            return self.host.hand_over(arguments["queue"], arguments["epoch"])
+        if op == "take_over":
+            return await self.host.take_over(arguments["queue"], arguments["epoch"], arguments["source"])
         if op == "host":
             self.host.open(arguments["queue"], arguments["epoch"], arguments["expected"])
         elif op == "drop":
-            self.host.queues.pop(arguments["queue"], None)
+            self.host.drop(arguments["queue"], arguments["epoch"])
         elif op == "lost":
             for queue in self.host.queues.values():
                 queue.owner_lost(arguments["owner"])
@@ -124,32 +129,38 @@ class SimDirectory(SimNode):
             self.spawn(self._do, order)
 
     async def _do(self, order: Order) -> None:
-        done = await self.wait(self.spawn(self._tell, order).ended, ORDER_TIMEOUT_S)
-        if not isinstance(order, Host):
-            return
-        if done:
-            self.directory.hosted(order.pool, order.uuid)
-        else:
-            self.carry_out(self.directory.host_failed(order.pool, order.uuid))
+        answer = await self.wait(self.spawn(self._tell, order).ended, ORDER_TIMEOUT_S)
+        done = answer is not None and answer[0] == OK
+        directory = self.directory
+        if isinstance(order, Host) and done:
+            directory.hosted(order.pool, order.uuid)
+        elif isinstance(order, Host):
+            self.carry_out(directory.host_failed(order.pool, order.uuid))
+        elif isinstance(order, TakeOver) and answer is not None and done:
+            self.carry_out(directory.moved(order.pool, order.uuid, order.epoch, answer[1]))
+        elif isinstance(order, TakeOver):
+            self.carry_out(directory.move_failed(order.pool, order.uuid, order.epoch))
 
-    async def _tell(self, order: Order) -> bool:
+    async def _tell(self, order: Order) -> tuple[Any, ...] | None:
         """Repeats itself as long as the worker is here: orders are idempotent, and a lost one is not given again."""
         op, content = _message(order, self.directory)
         while order.address in self.directory.workers:
             try:
-                await self._network.call(self, order.address, op, content)
+                answer: tuple[Any, ...] = await self._network.call(self, order.address, op, content)
             except ConnectionError:
                 await self.sleep(0.05)
             else:
-                return True
-        return False
+                return answer
+        return None
 
 
 def _message(order: Order, directory: Directory) -> tuple[str, dict[str, Any]]:
     if isinstance(order, Host):
         return "host", {"queue": order.uuid, "epoch": order.epoch, "expected": order.expected}
+    if isinstance(order, TakeOver):
+        return "take_over", {"queue": order.uuid, "epoch": order.epoch, "source": order.source}
     if isinstance(order, Drop):
-        return "drop", {"queue": order.uuid}
+        return "drop", {"queue": order.uuid, "epoch": order.epoch}
     if isinstance(order, Release):
         return "lost", {"owner": order.owner}
     if isinstance(order, StopConsuming):
@@ -266,6 +277,15 @@ class SimCluster:
     def reruns(self) -> dict[int, list[Start]]:
         """What began more than once."""
         return {work: starts for work, starts in self.starts.items() if len(starts) > 1}
+
+    def move(self, index: int, to: SimWorker) -> None:
+        """Let another worker host a queue."""
+        self.scheduler.carry_out(self.directory.move(POOL, index, to.address))
+
+    def moved(self, index: int, to: SimWorker) -> None:
+        """The same, and run until it does."""
+        self.move(index, to)
+        self.run(lambda: self.directory.pools[POOL].places[index].address == to.address)
 
     # -- disasters
 

@@ -2,20 +2,25 @@
 
 `SimQueue` is to the simulation what the adapter's queue actor is to an event loop, rule for rule: puts that overtook
 their predecessors, parked leases and polls, joins, the timer, deadlines that move when the host was deaf. It holds no
-rule about messages.
+rule about messages. `SimHost` opens queues, hands them over and takes them over. Callers name the epoch under which
+the directory told them the queue is here, so none is served before its place is switched, nor after.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from daskqueue_core.batch import Batch, Run
+from daskqueue_core.handover import Epochs, HandOver, QueueMoved
 from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early
+from daskqueue_core.names import TaskName
 from daskqueue_core.outcomes import Cursor, Outcomes, Report
 from daskqueue_core.queue import Demand, Lease, PutAnswer, TransientQueue
+from daskqueue_core.testing.network import SimNetwork
 from daskqueue_core.testing.simulation import Alive, Promise, SimNode, Timer
 
 __all__ = ["HEARTBEAT_S", "LOST", "OK", "SimHost", "SimQueue"]
@@ -23,6 +28,7 @@ __all__ = ["HEARTBEAT_S", "LOST", "OK", "SimHost", "SimQueue"]
 HEARTBEAT_S: Final = 1.0
 EARLY_WAIT_S: Final = 30.0
 RESUBMIT_GRACE_S: Final = 10.0
+FETCH_S: Final = 10.0
 
 OK: Final = "ok"
 LOST: Final = "lost"
@@ -50,6 +56,7 @@ class SimQueue:
         self._joins: list[Promise[None]] = []
         self._timer: Timer | None = None
         self._heard_at = 0.0
+        self._arm()
 
     # -- producer
 
@@ -146,6 +153,10 @@ class SimQueue:
         """End them, or ask their owners."""
         return self._woken(self.queue.cancel(runs))
 
+    async def requeue(self, names: Sequence[TaskName]) -> int:
+        """Run dead letters again."""
+        return self._woken(self.queue.requeue(names))
+
     def owner_lost(self, owner: str) -> None:
         """The directory says so."""
         self.queue.owner_lost(owner)
@@ -166,6 +177,17 @@ class SimQueue:
                 self._joins.remove(quiet)
         puts, unfinished = self.queue.puts, self.queue.unfinished
         return JoinState(self.queue.uuid, puts, puts - unfinished, self._idle())
+
+    def hand_over(self) -> tuple[HandOver, tuple[str, ...]]:
+        """Close the queue: everything it holds, and which clients it waits for. Who waits here learns that it moved."""
+        state = self.queue.hand_over()
+        if self._timer is not None:
+            self._timer.cancel()
+        for parked in self._parked:
+            parked.answer.resolve(None)
+        for waiting in [*self._early.values(), *self._polls.values(), *self._joins]:
+            waiting.resolve(None)
+        return state, tuple(sorted(self._expected))
 
     # -- inside
 
@@ -224,24 +246,90 @@ class SimQueue:
         self._wake()
 
 
-class SimHost:
-    """The queues that one node serves."""
+class _Leaving(NamedTuple):
+    epoch: int
+    state: bytes
 
-    def __init__(self, node: SimNode) -> None:
+
+class SimHost:
+    """The queues that one node serves, and those that are leaving it."""
+
+    def __init__(self, node: SimNode, network: SimNetwork) -> None:
         self.queues: dict[str, SimQueue] = {}
+        self.leaving: dict[str, _Leaving] = {}
+        """Handed over and not taken over yet, as far as this node knows."""
+        self._epochs = Epochs()
         self._node = node
+        self._network = network
 
     def open(self, uuid: str, epoch: int, expected: Collection[str]) -> None:
-        """Serve a queue; a repeated order changes nothing."""
-        if uuid not in self.queues:
-            queue = TransientQueue(clock=self._node.simulation.clock, uuid=uuid, epoch=epoch)
-            self.queues[uuid] = SimQueue(self._node, queue, expected)
+        """Serve a new queue; a repeated order changes nothing."""
+        if self._epochs.admits(uuid, epoch):
+            self._serve(TransientQueue(clock=self._node.simulation.clock, uuid=uuid, epoch=epoch), expected)
 
-    async def call(self, op: str, uuid: str, arguments: Mapping[str, Any], alive: Alive | None) -> tuple[Any, ...]:
+    def hand_over(self, uuid: str, epoch: int) -> tuple[Any, ...]:
+        """What the queue holds, for who serves it under `epoch`: as often as it is asked, since answers are lost."""
+        if not self._epochs.admits(uuid, epoch):
+            return (LOST,)
+        queue = self.queues.pop(uuid, None)
+        if queue is not None:
+            self.leaving[uuid] = _Leaving(queue.queue.epoch, pickle.dumps(queue.hand_over()))
+        leaving = self.leaving.get(uuid)
+        return (LOST,) if leaving is None else (OK, leaving.state)
+
+    async def take_over(self, uuid: str, epoch: int, source: str) -> tuple[Any, ...]:
+        """Serve a queue as it was at `source`. Answers who holds leases, or that it cannot be had."""
+        clock = self._node.simulation.clock
+        until = clock.seconds + FETCH_S
+        while uuid not in self.queues or self.queues[uuid].queue.epoch != epoch:
+            if not self._epochs.admits(uuid, epoch):
+                return (LOST,)
+            try:
+                answer = await self._fetch(uuid, epoch, source)
+            except ConnectionError:
+                if clock.seconds >= until:
+                    return (LOST,)
+                await self._node.sleep(0.05)
+                continue
+            if answer[0] == LOST:
+                return (LOST,)
+            if self._epochs.admits(uuid, epoch):  # called off meanwhile, or done for the same order that came twice
+                state, expected = pickle.loads(answer[1])
+                queue = TransientQueue.take_over(state, clock=clock, epoch=epoch)
+                self._serve(queue, expected)
+        return OK, self.queues[uuid].queue.owners()
+
+    async def _fetch(self, uuid: str, epoch: int, source: str) -> tuple[Any, ...]:
+        if source == self._node.address:
+            return self.hand_over(uuid, epoch)
+        content = {"queue": uuid, "epoch": epoch}
+        answer: tuple[Any, ...] = await self._network.call(self._node, source, "hand_over", content)
+        return answer
+
+    def _serve(self, queue: TransientQueue, expected: Collection[str]) -> None:
+        self._epochs.saw(queue.uuid, queue.epoch)
+        self.leaving.pop(queue.uuid, None)
+        self.queues[queue.uuid] = SimQueue(self._node, queue, expected)
+
+    def drop(self, uuid: str, epoch: int) -> None:
+        """The queue is over here, up to `epoch`."""
+        self._epochs.saw(uuid, epoch)
+        queue, leaving = self.queues.get(uuid), self.leaving.get(uuid)
+        if queue is not None and queue.queue.epoch <= epoch:
+            del self.queues[uuid]
+        if leaving is not None and leaving.epoch <= epoch:
+            del self.leaving[uuid]
+
+    async def call(
+        self, op: str, uuid: str, epoch: int, arguments: Mapping[str, Any], alive: Alive | None
+    ) -> tuple[Any, ...]:
         """Answer an operation on a queue; `alive` is None for a caller of this very node."""
         queue = self.queues.get(uuid)
-        if queue is None:
+        if queue is None or queue.queue.epoch != epoch:
             return (LOST,)
         more: dict[str, Any] = {"alive": alive} if op == "lease" else {}
-        value = await getattr(queue, op)(**arguments, **more)
+        try:
+            value = await getattr(queue, op)(**arguments, **more)
+        except QueueMoved:
+            return (LOST,)
         return (OK, value) if self.queues.get(uuid) is queue else (LOST,)

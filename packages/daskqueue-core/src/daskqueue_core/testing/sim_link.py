@@ -70,8 +70,9 @@ class SimLink:
     async def _ask(self, place: Place, op: str, args: dict[str, Any]) -> Any:
         if self._host is not None and place.uuid in self._host.queues:
             await self._node.sleep(0)
-            return await self._host.call(op, place.uuid, args, None)
-        return await self._network.call(self._node, place.address, op, {"uuid": place.uuid, **args})
+            return await self._host.call(op, place.uuid, place.epoch, args, None)
+        content = {"uuid": place.uuid, "epoch": place.epoch, **args}
+        return await self._network.call(self._node, place.address, op, content)
 
     async def refresh(self) -> None:
         """Ask the directory where the queues are."""

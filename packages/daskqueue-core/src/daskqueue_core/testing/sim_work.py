@@ -13,9 +13,10 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from daskqueue_core.batch import Part, Run, merge_runs
-from daskqueue_core.outcomes import Report
+from daskqueue_core.outcomes import Failure, FailureReason, Report
 from daskqueue_core.pacing import OVERSTAY_S
 from daskqueue_core.queue import Lease
+from daskqueue_core.retry import Reject, Retry
 from daskqueue_core.testing.simulation import Timer
 
 __all__ = ["SimChunk", "SimDone", "SimTodo", "SimWork", "Start", "decode_work", "encode_work", "todo_of"]
@@ -98,14 +99,17 @@ class SimChunk:
         out: list[Report] = []
         for _, same_batch in groupby(enumerate(self.done), lambda pair: (pair[1].base, pair[1].seq - pair[0])):
             some = [done for _, done in same_batch]
-            errors = tuple(
-                (at, pickle.dumps(done.error), repr(done.error))
-                for at, done in enumerate(some)
-                if done.error is not None
-            )
+            errors = tuple(_failure(at, done.error) for at, done in enumerate(some) if done.error is not None)
             values = pickle.dumps([done.value for done in some])
             out.append(Report(some[0].seq, some[-1].seq + 1, values, errors))
         return out
+
+
+def _failure(index: int, error: BaseException) -> Failure:
+    """A task that raises `Retry` is run again, every other error is final."""
+    retry_in = round((error.delay or 0.0) * 1e9) if isinstance(error, Retry) else -1
+    reason = FailureReason.REJECTED if isinstance(error, Reject) else FailureReason.FAILED
+    return Failure(index, pickle.dumps(error), repr(error), retry_in, reason=reason)
 
 
 def todo_of(lease: Lease) -> list[SimTodo]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 from unittest import SkipTest
 
 from daskqueue_core.batch import Batch, Keep, Kind, Run, lengths_column
-from daskqueue_core.outcomes import Cursor, End, Outcome, Outcomes, Report
+from daskqueue_core.outcomes import Cursor, End, Failure, Outcome, Outcomes, Report
 from daskqueue_core.queue import Accepted, Lease, PutAnswer, Queue
 from daskqueue_core.states import MessageState
 from daskqueue_core.testing.clock import ManualClock
@@ -74,6 +74,18 @@ class SuiteBase:
         assert lease is not None, "nothing was ready"
         return lease
 
+    def lease_all(self, **options: Any) -> list[list[int]]:
+        """The messages of one lease after the other, until nothing is ready; each has an owner of its own."""
+        out: list[list[int]] = []
+        owner = options.pop("owner", "all")
+        while (lease := self.queue.lease(1_000, owner=f"{owner} {len(out)}", **options)) is not None:
+            out.append(lease.ids)
+        return out
+
+    def not_begun(self, owner: str, *leases: Lease) -> None:
+        """The owner says that it has begun nothing: should it be lost, no message is suspected for that."""
+        self.queue.heartbeat(owner, {lease.id: (0, 0) for lease in leases}, [], 0)
+
     def poll(self, cursor: Cursor | None = None, client: int = CLIENT) -> Outcomes:
         """The client's outcomes after `cursor`."""
         return self.queue.poll(client, cursor)
@@ -94,6 +106,15 @@ class SuiteBase:
         """Report what ran."""
         return self.queue.settle(lease.id, reports)
 
+    def fail(self, lease: Lease, text: str = "Boom", **options: Any) -> int:
+        """Report that all of a lease failed, for the same reason."""
+        parts = lease.parts
+        reports = [
+            Report(each.start, each.stop, errors=tuple(Failure(n, b"E", text, **options) for n in range(each.count)))
+            for each in parts
+        ]
+        return self.queue.settle(lease.id, reports)
+
 
 def calls(first: int, count: int, *, keep: int = Keep.STREAM, **options: Any) -> Batch:
     """A block of calls: the client's numbers `first` to `first + count`."""
@@ -107,7 +128,7 @@ def singles(*bodies: bytes, **options: Any) -> Batch:
 
 
 def ends(outcomes: Iterable[Outcome]) -> list[tuple[int, str]]:
-    """The client's numbers that ended, and how: "ok", an error's text, "CANCELLED" or "CRASHED"."""
+    """The client's numbers that ended, and how: "ok", an error's text, or the name of an `End`."""
     out: list[tuple[int, str]] = []
     for outcome in outcomes:
         errors = {index: text for index, _, text in outcome.errors}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daskqueue_core.batch import Keep
-from daskqueue_core.outcomes import Cursor, End, Outcome, Report
+from daskqueue_core.outcomes import Cursor, End, Failure, Outcome, Report
 from daskqueue_core.states import MessageState
 from daskqueue_core.testing.suite_base import CLIENT, SECOND, SuiteBase, calls, ends, singles
 
@@ -114,7 +114,7 @@ class OutcomeRules(SuiteBase):
         assert self.queue.ack(lease) == 2
         assert self.count(FAILED) == 1
         assert sorted(self.ended()) == [(0, "ok"), (1, "Boom"), (2, "ok")]
-        assert any(errors == ((0, b"pickled", "Boom"),) for *_, errors, _ in self.poll().outcomes)
+        assert any(outcome.errors == ((0, b"pickled", "Boom"),) for outcome in self.poll().outcomes)
 
     def test_nack_of_a_whole_lease(self) -> None:
         """Without numbers, all it holds."""
@@ -124,21 +124,26 @@ class OutcomeRules(SuiteBase):
         assert self.queue.stats().ready == 1
 
     def test_settle_with_values_and_errors(self) -> None:
-        """A run's values and its errors arrive as they were sent, addressed as the client counts."""
+        """A run's values arrive as they were sent, and its errors, addressed as the client counts."""
         self.admit(calls(0, 5), calls(100, 10))
         self.lease(7)
         lease = self.lease(4)
-        report = Report(7, 11, b"values", ((1, b"E1", "one"), (3, b"E3", "three")))
+        report = Report(7, 11, b"values", (Failure(1, b"E1", "one"), Failure(3, b"E3", "three")))
         assert self.settle(lease, report) == 4
-        assert self.poll().outcomes == (Outcome(100, 2, 4, (), b"values", report.errors),)
-        assert self.ended() == [(102, "ok"), (103, "one"), (104, "ok"), (105, "three")]
+        good, bad = self.poll().outcomes
+        assert good == Outcome(100, 2, 4, ((0, 1), (2, 3)), b"values")
+        assert [(bad.first + bad.index + at, blob, text) for at, blob, text in bad.errors] == [
+            (103, b"E1", "one"),
+            (105, b"E3", "three"),
+        ]
+        assert self.ended() == [(102, "ok"), (104, "ok"), (103, "one"), (105, "three")]
         assert self.count(FAILED) == 2
 
     def test_errors_in_any_order(self) -> None:
         """Each error ends the message it names."""
         self.admit(calls(0, 4))
-        assert self.settle(self.lease(), Report(0, 4, b"", ((2, b"", "two"), (0, b"", "zero")))) == 4
-        assert self.ended() == [(0, "zero"), (1, "ok"), (2, "two"), (3, "ok")]
+        assert self.settle(self.lease(), Report(0, 4, b"", (Failure(2, b"", "two"), Failure(0, b"", "zero")))) == 4
+        assert sorted(self.ended()) == [(0, "zero"), (1, "ok"), (2, "two"), (3, "ok")]
         assert self.count(FAILED) == 2
 
     def test_a_report_that_is_partly_accepted(self) -> None:
@@ -148,7 +153,7 @@ class OutcomeRules(SuiteBase):
         self.queue.owner_lost("a")
         b = self.lease(5, owner="b")
         assert self.settle(b, Report(0, 5, b"b")) == 5
-        assert self.settle(a, Report(0, 10, b"a", ((2, b"", "late"), (7, b"", "late")))) == 4
+        assert self.settle(a, Report(0, 10, b"a", (Failure(2, b"", "late"), Failure(7, b"", "late")))) == 4
         first, second = self.poll().outcomes
         assert ends([first]) == [(n, "ok") for n in range(5)]
         assert (second.first, second.index, second.count, bytes(second.values)) == (0, 0, 10, b"a")
@@ -247,11 +252,11 @@ class OutcomeRules(SuiteBase):
     def test_kept_results_can_be_read_by_all(self) -> None:
         """Keep.KEEP: readable after its client collected it, values and errors."""
         self.admit(calls(0, 3, keep=Keep.KEEP))
-        report = Report(0, 3, b"values", ((1, b"E", "Boom"),))
-        self.settle(self.lease(), report)
+        self.settle(self.lease(), Report(0, 3, b"values", (Failure(1, b"E", "Boom"),)))
         self.poll(self.poll().cursor)
-        after, [(client, outcome)] = self.queue.read_kept()
-        assert (after, client, outcome) == (-1, CLIENT, Outcome(0, 0, 3, (), b"values", report.errors))
+        after, [(client, good), (_, bad)] = self.queue.read_kept()
+        assert (after, client, good) == (-1, CLIENT, Outcome(0, 0, 3, ((0, 1), (2, 3)), b"values"))
+        assert bad == Outcome(0, 1, 1, (), b"", ((0, b"E", "Boom"),))
         stats = self.queue.stats()
         assert (stats.acked, stats.failed) == (2, 1)
         assert stats.kept_bytes > 0
@@ -270,14 +275,14 @@ class OutcomeRules(SuiteBase):
         assert read == [(0, "ok"), (1, "ok"), (2, "ok")]
 
     def test_forgotten_results_are_gone(self) -> None:
-        """A result whose messages are all forgotten is not readable any more, and its bytes are free."""
+        """They are not readable any more; the bytes of a run are free when all of it is forgotten."""
         self.admit(calls(0, 4, keep=Keep.KEEP))
         lease = self.lease()
         self.settle(lease, Report(0, 2, b"values"))
         self.settle(lease, Report(2, 4, b"values"))
         kept = self.queue.stats().kept_bytes
         assert self.queue.forget([(0, 3)]) == 3
-        assert self.kept() == [(2, "ok"), (3, "ok")]
+        assert self.kept() == [(3, "ok")]
         assert self.queue.forget([(0, 4)]) == 1
         stats = self.queue.stats()
         assert (self.kept(), stats.acked, stats.kept_bytes, kept > 0) == ([], 0, 0, True)

@@ -37,8 +37,9 @@ class PutRules(SuiteBase):
         """Whichever way a message comes in, numbers go on."""
         assert self.queue.put(b"a") == 0
         assert self.queue.put_block(b"block", 10) == range(1, 11)
-        assert self.admit(calls(0, 5), singles(b"x", b"y"), producer=1) == range(11, 18)
-        assert self.queue.put_many([b"b"]) == range(18, 19)
+        assert self.admit(calls(0, 5), calls(5, 2), producer=1) == range(11, 18)
+        assert self.admit(singles(b"x", b"y"), producer=1, number=1) == range(18, 20)
+        assert self.queue.put_many([b"b"]) == range(20, 21)
 
     def test_bodies_come_back(self) -> None:
         """Singles come back byte for byte, empty ones too."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from daskqueue_core.batch import Batch, Keep
 from daskqueue_core.ledger import Early
-from daskqueue_core.outcomes import Report
+from daskqueue_core.outcomes import Failure, Report
 from daskqueue_core.queue import Accepted, Full
 from daskqueue_core.testing.suite_base import CLIENT, SECOND, SuiteBase, calls
 
@@ -103,7 +103,7 @@ class RoomRules(SuiteBase):
         self.settle(lease, Report(0, 1, b"value"))
         assert self.put_one(1) == Accepted(4, 1)
         assert self.put_one(2) == Full(0)
-        self.settle(lease, Report(1, 2, errors=((0, b"error", "it failed"),)))
+        self.settle(lease, Report(1, 2, errors=(Failure(0, b"error", "it failed"),)))
         assert self.put_one(2) == Accepted(5, 1)
         assert self.put_one(3) == Full(0)
         assert self.queue.cancel_tasks(CLIENT, [(0, 2, 3)]) == [(0, 2, 3)]
