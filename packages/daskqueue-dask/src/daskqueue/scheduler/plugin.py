@@ -157,13 +157,14 @@ class DaskQueueScheduler(SchedulerPlugin):
         """End a consumer pool; returns when its workers have stopped."""
         await asyncio.gather(*self._carry_out(self.directory.stop_consumers(pool, consumers, drain=drain)))
 
-    async def do_served(self, pool: str) -> tuple[tuple[int, ...], bool]:
-        """Which kinds of work the pool's consumers take, and whether one of them acknowledges early."""
+    async def do_served(self, pool: str) -> Answer:
+        """Which kinds of work the pool's consumers take, whether one of them acknowledges early, who they are in
+        detail (`ConsumersOf`), and how many workers there are."""
+        consumers = self.directory.served(pool)
         record = self.directory.pools.get(pool)
-        if record is None:
-            return (), False
-        kinds = {kind for consumers in record.consumers.values() for kind in consumers.kinds}
-        return tuple(sorted(kinds)), record.early_ack
+        kinds = sorted({kind for each in consumers for kind in each.kinds})
+        early_ack = record is not None and record.early_ack
+        return tuple(kinds), early_ack, tuple(map(tuple, consumers)), len(self.directory.workers)
 
     async def do_close(self, pool: str) -> None:
         """The pool is over."""

@@ -37,6 +37,7 @@ import cloudpickle
 
 from daskqueue.wire.pickles import PROTOCOL
 from daskqueue_core.errors import DaskQueueError
+from daskqueue_core.outcomes import FailureReason
 
 __all__ = [
     "ArgumentLoadError",
@@ -136,6 +137,11 @@ class TaskFailure(NamedTuple):
     position: int
     blob: bytes
     text: str
+    #: nanoseconds after which it is tried again; negative: it is not
+    retry_in: int = -1
+    #: the element's own payload as a single, if it failed for good and came in a block
+    body: bytes = b""
+    reason: int = FailureReason.FAILED
 
 
 def encode_error(error: BaseException) -> tuple[bytes, str]:

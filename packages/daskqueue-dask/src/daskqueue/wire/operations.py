@@ -16,15 +16,17 @@ from typing import Any, Final, NamedTuple
 from distributed.protocol import to_serialize
 
 from daskqueue_core.batch import Batch, Buffer, Part
+from daskqueue_core.dead_letters import DeadLetter
 from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early, UnknownProducer
-from daskqueue_core.outcomes import Outcome, Outcomes, Report
+from daskqueue_core.outcomes import Failure, Outcome, Outcomes, Report
 from daskqueue_core.queue import Accepted, Demand, Full, Lease, PutAnswer
+from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "OK", "PROTOCOL", "Codec"]
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
 
 HANDLER: Final = "daskqueue"
@@ -91,18 +93,22 @@ def _unpack_put_answer(message: Any) -> PutAnswer:
 
 def _pack_reports(reports: Iterable[tuple[int, Iterable[Report]]]) -> Any:
     return tuple(
-        (lease, tuple((report.start, report.stop, _bytes(report.values), report.errors) for report in of_lease))
-        for lease, of_lease in reports
+        (lease, tuple((start, stop, _bytes(values), tuple(map(tuple, errors))) for start, stop, values, errors in of))
+        for lease, of in reports
     )
 
 
 def _unpack_reports(message: Any) -> list[tuple[int, list[Report]]]:
-    return [(lease, [Report(*fields) for fields in of_lease]) for lease, of_lease in message]
+    return [(lease, [_unpack_report(*fields) for fields in of_lease]) for lease, of_lease in message]
+
+
+def _unpack_report(start: int, stop: int, values: Buffer, errors: Iterable[Any]) -> Report:
+    return Report(start, stop, values, tuple(Failure(*fields) for fields in errors))
 
 
 def _pack_lease_request(arguments: dict[str, Any]) -> dict[str, Any]:
     demand: Demand = arguments["demand"]
-    plain = (demand.unknown, dict(demand.wants), tuple(demand.kinds), tuple(demand.have))
+    plain = (demand.unknown, dict(demand.wants), tuple(demand.kinds), tuple(demand.have), tuple(demand.tags))
     return {**arguments, "demand": plain, "reports": _pack_reports(arguments["reports"])}
 
 
@@ -145,6 +151,10 @@ def _unpack_kept(message: Any) -> tuple[int, list[tuple[int, Outcome]]]:
     return message[0], [(client, Outcome(*fields)) for client, fields in message[1]]
 
 
+def _unpack_letters(message: Any) -> list[DeadLetter]:
+    return [DeadLetter(*fields) for fields in message]
+
+
 CODECS: Final[dict[str, Codec]] = {
     "admit": Codec(
         _field("batches", _pack_batches), _field("batches", _unpack_batches), _pack_put_answer, _unpack_put_answer
@@ -157,6 +167,12 @@ CODECS: Final[dict[str, Codec]] = {
     "read_kept": Codec(_same, _same, _pack_kept, _unpack_kept),
     "cancel_tasks": Codec(_same, _same, tuple, _same),
     "forget": Codec(_same, _same, _same, _same),
+    "subscribe": Codec(_same, _same, tuple, _same),
+    "cancel_named": Codec(_same, _same, tuple, _same),
+    "forget_tasks": Codec(_same, _same, _same, _same),
+    "dead_letters": Codec(_same, _same, lambda letters: tuple(map(tuple, letters)), _unpack_letters),
+    "requeue": Codec(_same, _same, _same, _same),
+    "purge": Codec(_field("state", int), _field("state", MessageState), _same, _same),
     "stats": Codec(_same, _same, tuple, lambda message: QueueStats(*message)),
     "join": Codec(_same, _same, tuple, lambda message: JoinState(*message)),
     "resubmitted": Codec(_same, _same, _same, _same),

@@ -10,8 +10,9 @@ from daskqueue.wire import nested
 from daskqueue.wire.errors import encode_error
 from daskqueue.worker.runners import Job, JobReport
 from daskqueue_core.batch import Run
-from daskqueue_core.outcomes import Report
+from daskqueue_core.outcomes import Failure, Report
 from daskqueue_core.pacing import OVERSTAY_S
+from daskqueue_core.runs import clean, intersection
 
 __all__ = ["Chunk", "Share", "failed"]
 
@@ -110,7 +111,7 @@ class Chunk:
     def _add(self, at: int, report: JobReport) -> None:
         if report.executed:
             start = self._shares[at][0] + report.start
-            errors = tuple((failure.position, failure.blob, failure.text) for failure in report.failures)
+            errors = tuple(map(Failure._make, report.failures))
             self._reports.append(Report(start, start + report.executed, report.values, errors))
 
     def _take_reports(self) -> list[Report]:
@@ -130,6 +131,13 @@ class Chunk:
                 self._taken[at] = self._taken.get(at, 0) + taken
         return runs
 
+    def cancel(self, runs: Sequence[Run]) -> None:
+        """These messages are to be cancelled: those that have not begun do not, those that run are told."""
+        for start, count, job in self._shares:
+            mine = intersection([(start, start + count)], clean(runs)) if job is not None else []
+            if job is not None and mine:
+                job.cancel([(lo - start, hi - start) for lo, hi in mine])
+
     def fail(self, error: BaseException | None) -> list[Report]:
         """What to report if running it failed as a whole: every message that was not given back, with that error."""
         error = error if error is not None else RuntimeError("the chunk ended without a result")
@@ -140,4 +148,4 @@ class Chunk:
 def failed(start: int, count: int, error: BaseException) -> Report:
     """What to say of messages that could not be run: each failed with `error`."""
     blob, text = encode_error(error)
-    return Report(start, start + count, errors=tuple((at, blob, text) for at in range(count)))
+    return Report(start, start + count, errors=tuple(Failure(at, blob, text) for at in range(count)))

@@ -175,9 +175,9 @@ class DaskQueueWorker(WorkerPlugin):
         self._beats[uuid] = self._beats.get(uuid, 0) + 1
         try:
             cancels = await self.link.call(route, index, "heartbeat", uuid=uuid, patience=HEARTBEAT_S, **news)
-            for lease in cancels:
+            for lease, runs in cancels.items():
                 for consumers in self.consumers.values():
-                    consumers.give_back(uuid, lease)
+                    consumers.cancel(uuid, lease, runs)
         except (QueueReplaced, PoolGone):
             self.queue_lost(uuid)
         except (QueueUnavailable, SchedulerGone):

@@ -17,12 +17,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from daskqueue.wire.clock import edge_clock
+from daskqueue.worker.queue_administration import QueueAdministration
 from daskqueue_core.batch import Batch, Buffer, Kind, Run
 from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early
-from daskqueue_core.outcomes import Cursor, Outcome, Outcomes, Report
-from daskqueue_core.queue import DEFAULT_TTL, REPLY_BYTES, Accepted, Demand, Full, Lease, PutAnswer, TransientQueue
-from daskqueue_core.stats import QueueStats
+from daskqueue_core.names import TaskName
+from daskqueue_core.outcomes import Cursor, Outcomes, Report
+from daskqueue_core.queue import DEFAULT_TTL, Accepted, Demand, Full, Lease, PutAnswer, TransientQueue
 
 __all__ = ["HEARTBEAT_S", "QueueActor"]
 
@@ -30,6 +31,8 @@ HEARTBEAT_S: Final = 1.0
 EARLY_WAIT_S: Final = 30.0
 RESUBMIT_GRACE_S: Final = 10.0
 REFUSED: Final = 1000
+ABSENT_S: Final = 30.0  # who did not ask for so long serves this queue no more: a parked request is renewed after 20 s
+RESTART_S: Final = 15.0  # a nanny may take to replace a lost worker
 
 Alive = Callable[[], bool]
 T = TypeVar("T")
@@ -46,7 +49,7 @@ class _Parked:
         self.answer: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
 
 
-class QueueActor:
+class QueueActor(QueueAdministration):
     """One queue and those who wait for it.
 
     `queue` defaults to a transient queue. `expected` are clients that may put again what an earlier life of the queue
@@ -64,6 +67,8 @@ class QueueActor:
         self._polls: dict[int, asyncio.Future[None]] = {}
         self._joins: dict[asyncio.Future[None], Collection[int]] = {}  # with the kinds they wait for
         self._line: dict[object, asyncio.Future[None]] = {}  # puts that wait for room, in the order they came
+        self._asked_at: dict[str, float] = {}  # who asked for work last, and when
+        self._alone_from = 0.0  # before, others may not have found the queue yet
         self._timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0
         self._closed = False
@@ -184,6 +189,7 @@ class QueueActor:
         ttl: int = DEFAULT_TTL,
         demand: Demand | None = None,
         once: bool = False,
+        suspects: bool = True,
         wait: float = 0.0,
         alive: Alive | None = None,
         near: bool = False,
@@ -191,11 +197,18 @@ class QueueActor:
         """Deliver at most `limit` messages; waits up to `wait` seconds for the first.
 
         `alive` says whether the caller can still be answered: nothing is granted to a corpse. `near` callers, of this
-        very process, are served first: that saves two messages on the way of a task when the cluster is idle.
+        very process, are served first: that saves two messages on the way of a task when the cluster is idle. But what
+        may kill its worker goes to others, if there are any: here it would take the queue along, and the count.
         """
+        self._asked_at[owner] = asyncio.get_running_loop().time()
+        if self._expected and not self._alone_from:
+            self._alone_from = self._wake_after(RESTART_S)
 
         def grant() -> Lease | None:
-            lease = self.queue.lease(limit, owner=owner, request=request, ttl=ttl, demand=demand, once=once)
+            lease = self.queue.lease(
+                limit, owner=owner, request=request, ttl=ttl, demand=demand, once=once,
+                suspects=suspects and not (near and self._others_serve(owner)),
+            )  # fmt: skip
             if lease is not None:
                 self._arm()
             return lease
@@ -218,10 +231,22 @@ class QueueActor:
         return self._woken(self.queue.ack(lease, ids))
 
     async def nack(
-        self, lease: int | Lease, ids: Sequence[int] | None = None, *, error: bytes = b"", text: str = ""
+        self,
+        lease: int | Lease,
+        ids: Sequence[int] | None = None,
+        *,
+        error: bytes = b"",
+        text: str = "",
+        delay: float | None = None,
     ) -> int:
-        """These messages (default: all of the lease) failed."""
-        return self._woken(self.queue.nack(lease, ids, error=error, text=text))
+        """These messages (default: all of the lease) failed; with `delay`, in seconds, they are tried again."""
+        return self._woken(self.queue.nack(lease, ids, error=error, text=text, delay=delay))
+
+    async def subscribe(self, client: int, first: int, names: Sequence[TaskName]) -> list[int]:
+        """Let `client` hear of the outcomes of these tasks, as its batch `first`; says what is known of each."""
+        known = self.queue.subscribe(client, first, names)
+        self._wake()
+        return known
 
     async def settle(self, lease: int, reports: Sequence[Report]) -> int:
         """Take the outcomes of messages that ran."""
@@ -252,33 +277,13 @@ class QueueActor:
         self.queue.tick()
         self._wake()
 
-    # -- admin
-
-    async def cancel(self, runs: Sequence[Run]) -> int:
-        """End what is not delivered; ask the owners of what is."""
-        return self._woken(self.queue.cancel(runs))
-
-    async def cancel_tasks(self, client: int, tasks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-        """Cancel a client's tasks by its own names; returns those that have ended by it."""
-        ended = self.queue.cancel_tasks(client, tasks)
-        self._wake()
-        return ended
-
-    async def forget(self, runs: Sequence[Run]) -> int:
-        """Drop kept successes and cancelled messages."""
-        return self._woken(self.queue.forget(runs))
+    # -- the cluster
 
     async def owner_lost(self, owner: str) -> int:
         """The directory says the owner is gone: what it held goes back."""
+        if owner in self._asked_at:
+            self._asked_at[owner] = self._wake_after(RESTART_S) - ABSENT_S
         return self._woken(self.queue.owner_lost(owner))
-
-    async def read_kept(self, after: int = 0, limit_bytes: int = REPLY_BYTES) -> tuple[int, list[tuple[int, Outcome]]]:
-        """`(client, outcome)` of kept results; the number to go on with, -1 at the end."""
-        return self.queue.read_kept(after, limit_bytes)
-
-    async def stats(self) -> QueueStats:
-        """Counts."""
-        return self.queue.stats()
 
     async def resubmitted(self, client: str) -> None:
         """`client` has put again what an earlier life of the queue lost."""
@@ -308,13 +313,29 @@ class QueueActor:
 
     def is_left_alone(self, owner: str) -> bool:
         """Whether something is ready that nobody but `owner` has asked for."""
-        return bool(self.queue.ready) and not self._parked and not set(self.queue.owners()) - {owner}
+        if not self.queue.ready or self._parked or set(self.queue.owners()) - {owner}:
+            return False
+        recently = asyncio.get_running_loop().time() - HEARTBEAT_S  # somebody may be between two leases
+        return not any(at > recently for other, at in self._asked_at.items() if other != owner)
 
     # -- inside
 
-    def _woken(self, count: int) -> int:
-        self._wake()
-        return count
+    def _wake_after(self, seconds: float) -> float:
+        """Look at who waits again then; says when that is."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        loop.call_at(at + 0.01, self._wake)
+        return at
+
+    def _others_serve(self, owner: str) -> bool:
+        """Whether somebody else takes messages of this queue. A worker that was lost may come back in a moment."""
+        now = asyncio.get_running_loop().time()
+        if now < self._alone_from:
+            return True
+        for other, at in list(self._asked_at.items()):
+            if at < now - ABSENT_S:
+                del self._asked_at[other]
+        return any(other != owner for other in self._asked_at)
 
     def _wake(self) -> None:
         """Answer those who wait and can be answered."""
@@ -358,14 +379,18 @@ class QueueActor:
         return not self._expected
 
     def _arm(self) -> None:
-        """Keep a timer while there is something that time can bring."""
-        if self._timer is not None or self._closed:
+        """Keep a timer while there is something that time can bring, set to the first of it."""
+        if self._closed:
             return
         at = self.queue.next_ready_at()
         if at is None and not (self._joins and self._expected):
             return
         loop = asyncio.get_running_loop()
         delay = HEARTBEAT_S if at is None else min(max((at - self._clock()) / 1e9, 0.001), HEARTBEAT_S)
+        if self._timer is not None:
+            if self._heard_at <= loop.time() + delay:
+                return
+            self._timer.cancel()
         self._heard_at = loop.time() + delay
         self._timer = loop.call_later(delay, self._on_time)
 
