@@ -25,6 +25,7 @@ from daskqueue import (
 )
 from daskqueue.client import opening
 from daskqueue.wire.errors import FunctionLoadError, UnpicklableArgument, UnpicklableFunction, UnpicklableResult
+from daskqueue.wire.operations import PROTOCOL
 
 LIMIT = 20
 
@@ -316,7 +317,7 @@ def test_another_protocol(client: Client, monkeypatch: pytest.MonkeyPatch) -> No
     with QueuePool(client, name="here"):
         monkeypatch.setattr(opening, "PROTOCOL", 99)
         for make in (lambda: QueuePool(client), lambda: QueuePool.attach(client, "here")):
-            with pytest.raises(NotInstalled, match="protocol 99, the scheduler 1: install the same version"):
+            with pytest.raises(NotInstalled, match=f"protocol 99, the scheduler {PROTOCOL}: install the same version"):
                 make()
 
 
@@ -324,5 +325,5 @@ def test_worker_with_another_protocol(new_workers: Callable[..., Any], tmp_path:
     """A worker of another version is refused too."""
     (tmp_path / "sitecustomize.py").write_text("import daskqueue.wire.operations as it\nit.PROTOCOL = 99\n")
     workers = new_workers(1, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])})
-    with pytest.raises(NotInstalled, match=r"worker .* protocol 99, the scheduler 1: install the same version"):
+    with pytest.raises(NotInstalled, match=rf"worker .* protocol 99, the scheduler {PROTOCOL}: install"):
         QueuePool(workers.client)

@@ -7,6 +7,7 @@ from typing import Any
 
 from daskqueue.worker.chunk import Chunk, failed
 from daskqueue.worker.runners import Job, Loaded
+from daskqueue_core.outcomes import FailureReason
 
 
 class Watched:
@@ -52,7 +53,7 @@ def test_failed() -> None:
     """Each message with the error."""
     report = failed(7, 2, ValueError("damaged"))
     assert (report.start, report.stop) == (7, 9)
-    assert [at for at, _, _ in report.errors] == [0, 1]
+    assert [failure.index for failure in report.errors] == [0, 1]
     assert "damaged" in report.errors[0][2]
 
 
@@ -62,3 +63,17 @@ def test_fail_leaves_out_what_was_given_back() -> None:
     assert chunk.take_rest() == [(0, 3), (3, 5)]
     assert chunk.fail(ValueError("no")) == []
     assert pickle.dumps(chunk.fail(None))
+
+
+def test_cancel_reaches_the_jobs_it_concerns() -> None:
+    """Messages of the queue become positions of a job; those that have not begun are reported as cancelled."""
+    ran: list[int] = []
+    jobs = [Job(lambda: Loaded(ran.append, [10, 11, 12], False), 3, name="a", is_async=False),
+            Job(lambda: Loaded(ran.append, [20, 21], False), 2, name="b", is_async=False)]  # fmt: skip
+    chunk = Chunk(0, "u", 1, b"f", [(100, 3, jobs[0]), (200, 2, jobs[1]), (300, 1, None)])
+    chunk.cancel([(201, 202), (102, 103), (300, 301), (999, 1000)])
+    reports = chunk.run()
+    assert ran == [10, 11, 20]
+    failures = [(report.start + failure.index, failure.reason) for report in reports for failure in report.errors]
+    assert failures == [(102, FailureReason.CANCELLED), (201, FailureReason.CANCELLED)]
+    assert [(report.start, report.stop) for report in reports] == [(100, 103), (200, 202), (300, 301)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
+import gc
 import logging
 import os
 import threading
@@ -611,3 +612,20 @@ def test_consumers_started_twice_and_by_two_clients(
         with ConsumerPool(other, QueuePool.attach(other, "two-consumers"), n_consumers=3):
             assert list(pool.map(abs, range(100), timeout=LIMIT)) == list(range(100))
         assert list(pool.map(abs, range(100), timeout=LIMIT)) == list(range(100))
+
+
+def test_what_has_run_is_freed_at_once(client: Client, pool: QueuePool) -> None:
+    """Blocks and values do not wait for the garbage collector."""
+    ConsumerPool(client, pool).start()
+    client.run(gc.disable)
+    try:
+        assert list(pool.map(abs, range(20_000), timeout=LIMIT)) == list(range(20_000))
+        assert sum(client.run(_chunks).values()) <= 4
+    finally:
+        client.run(gc.enable)
+
+
+def _chunks() -> int:
+    from daskqueue.worker.chunk import Chunk
+
+    return sum(isinstance(each, Chunk) for each in gc.get_objects())

@@ -1,6 +1,7 @@
 """QueueActor: who waits, and who is woken. What it promises as a queue is in tests/conformance."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -342,3 +343,77 @@ def test_close_lets_everybody_go() -> None:
         assert not (await join).idle
 
     asyncio.run(main())
+
+
+def test_a_delayed_message_is_not_missed_by_a_timer_for_something_later() -> None:
+    """A lease that lapses in an hour has set the timer; a message due in 50 ms does not wait for it."""
+
+    async def test(actor: QueueActor) -> None:
+        await actor.admit(calls(0))
+        assert await actor.lease(1, owner="a", ttl=3600 * 10**9)
+        parked = await started(actor.lease(1, owner="b", wait=LONG))
+        await actor.admit([Batch(1, b"", client=1, first=1, keep=Keep.STREAM, ready_at=time.time_ns() + 50 * MS)])
+        begin = time.monotonic()
+        lease = await parked
+        assert lease is not None
+        assert lease.ids == [1]
+        assert 0.03 < time.monotonic() - begin < 0.9  # the timer for the lease comes after a second
+
+    run(test)
+
+
+def suspect(first: int) -> list[Batch]:
+    """A call that was lost with its queue twice."""
+    return [Batch(1, b"", client=1, first=first, keep=Keep.STREAM, resent=2)]
+
+
+def test_what_may_kill_its_worker_goes_to_others() -> None:
+    """The host's own consumer leaves a suspect to another worker that serves the queue."""
+
+    async def test(actor: QueueActor) -> None:
+        here = await started(actor.lease(1, owner="host", near=True, wait=LONG))
+        there = await started(actor.lease(1, owner="other", wait=LONG))
+        await actor.admit(suspect(0))
+        assert await there
+        await actor.admit(calls(1))
+        assert await here
+
+    run(test)
+
+
+def test_a_suspect_runs_here_if_nobody_else_serves() -> None:
+    """Better than never."""
+
+    async def test(actor: QueueActor) -> None:
+        await actor.admit(suspect(0))
+        assert await actor.lease(1, owner="host", near=True)
+
+    run(test)
+
+
+def test_a_suspect_waits_a_while_for_a_lost_worker_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nanny may bring it back; after that the host's own consumer takes it."""
+    monkeypatch.setattr(queue_actor, "RESTART_S", 0.1)
+
+    async def test(actor: QueueActor) -> None:
+        await actor.admit(calls(0))
+        assert await actor.lease(1, owner="other")
+        await actor.owner_lost("other")  # it held one message: a suspect
+        assert await actor.lease(1, owner="host", near=True) is None
+        assert await actor.lease(1, owner="host", near=True, wait=LONG)
+
+    run(test)
+
+
+def test_a_suspect_waits_for_others_to_find_the_new_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was put again after losses is not taken by the new host's consumer because that asks first."""
+    monkeypatch.setattr(queue_actor, "RESTART_S", 0.1)
+
+    async def test() -> None:
+        actor = QueueActor(expected=["client"])
+        await actor.admit(suspect(0))
+        assert await actor.lease(1, owner="host", near=True) is None
+        assert await actor.lease(1, owner="host", near=True, wait=LONG)
+        await actor.close()
+
+    asyncio.run(test())

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import functools
+import inspect
 import threading
 import time
 import weakref
@@ -13,11 +14,17 @@ from typing import Any
 
 import pytest
 
-from daskqueue.wire.calls import decode_values, encode_args, encode_block, encode_items, encode_lengths
+from daskqueue.current import current_task
+from daskqueue.wire.calls import decode_values, encode_args, encode_block, encode_item, encode_items, encode_lengths
+from daskqueue.wire.control import Control, encode_control
 from daskqueue.wire.errors import ArgumentLoadError, FunctionLoadError, RemoteTraceback, UnpicklableResult, decode_error
 from daskqueue.wire.functions import Style, encode_function
+from daskqueue.worker import deadlines
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.runners import Job, JobReport
+from daskqueue_core.errors import TaskTimeout
+from daskqueue_core.outcomes import FailureReason
+from daskqueue_core.retry import RetryPolicy
 
 LIMIT = 10
 
@@ -402,6 +409,372 @@ def test_our_cancellation_ends_the_job_and_its_task(private_loop: PrivateLoop) -
     assert ended.wait(LIMIT)
     gate.go.set()
     assert job.finished == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ timeouts
+
+
+def control(timeout: float) -> bytes:
+    """As a batch brings it."""
+    return encode_control(Control(timeout))
+
+
+def spin(_: Any) -> None:
+    """Run for ever, in Python."""
+    while True:
+        pass
+
+
+async def sleep_for_ever(_: Any) -> None:
+    """Run for ever, on the loop."""
+    await asyncio.Event().wait()
+
+
+def spin_then(i: int) -> Any:
+    """Element 1 runs for ever."""
+    return spin(i) if i == 1 else i
+
+
+async def sleep_then(i: int) -> Any:
+    """The same on the loop."""
+    return await sleep_for_ever(i) if i == 1 else i
+
+
+def plain_then(i: int) -> Any:
+    """The same as a plain function around coroutines."""
+    return sleep_then(i)
+
+
+@pytest.mark.parametrize("fn", [spin_then, sleep_then, plain_then])
+def test_an_element_over_its_timeout(private_loop: PrivateLoop, fn: Any) -> None:
+    """It fails with TaskTimeout, which shows where it was; its neighbours have values."""
+    report = job_of(fn, [(i,) for i in range(4)], private_loop=private_loop, control=control(0.05)).run()
+    results = outcomes(report)
+    assert shown(results) == [0, TaskTimeout, 2, 3]
+    assert "0.05 s" in str(results[1])
+    assert ("in spin" if fn is spin_then else "in sleep_for_ever") in results[1].__cause__.text
+    assert report.failures[0].reason == FailureReason.TIMEOUT
+    assert report.failures[0].body == encode_item(1)
+
+
+def test_a_timeout_may_be_tried_again() -> None:
+    """It is a failure as any to the policy."""
+    retry = RetryPolicy(max_attempts=2, backoff=3.0, jitter=False)
+    report = job_of(spin_then, [(1,), (1,)], control=control(0.02), retry=retry, attempts=b"\x00\x01").run()
+    assert [failure.retry_in for failure in report.failures] == [3 * 10**9, -1]
+
+
+def catches(i: int) -> int:
+    """Goes on in spite of it."""
+    try:
+        spin_then(i)
+    except TimeoutError:
+        pass
+    return i
+
+
+async def catches_async(i: int) -> int:
+    """The same on the loop."""
+    try:
+        await sleep_then(i)
+    except asyncio.CancelledError:
+        pass
+    return i
+
+
+def turns(i: int) -> int:
+    """Makes another error of it."""
+    try:
+        return catches(i) if i != 1 else spin_then(i)
+    except TimeoutError:
+        raise KeyError("mine") from None
+
+
+@pytest.mark.parametrize("fn", [catches, catches_async, turns])
+def test_catching_a_timeout_does_not_undo_it(private_loop: PrivateLoop, fn: Any) -> None:
+    """At the deadline it was over."""
+    report = job_of(fn, [(i,) for i in range(3)], private_loop=private_loop, control=control(0.05)).run()
+    results = outcomes(report)
+    assert shown(results) == [0, TaskTimeout, 2]
+    assert ("KeyError: 'mine'" in results[1].__cause__.text) is (fn is turns)
+
+
+def test_one_timeout_for_a_function_and_its_coroutine(private_loop: PrivateLoop) -> None:
+    """A plain function that returns a coroutine has not won a second one."""
+    deadlines_: list[float | None] = []
+
+    async def inner() -> None:
+        deadlines_.append(current_task().deadline)
+
+    def process(_: int) -> Any:
+        deadlines_.append(current_task().deadline)
+        time.sleep(0.02)  # a part of its time
+        return inner()
+
+    Job.of_items(process, encode_items([0]), None, 0, 1, private_loop=private_loop, control=control(60.0)).run()
+    first, second = deadlines_
+    assert first == pytest.approx(second, abs=0.01)
+
+
+def test_a_task_s_own_timeout_is_its_own(private_loop: PrivateLoop) -> None:
+    """A TaskTimeout or TimeoutError that it raises in time is a failure, not the job's timeout."""
+
+    def own(i: int) -> None:
+        raise (TaskTimeout("of another task"), TimeoutError("socket"))[i]
+
+    report = job_of(own, [(0,), (1,)], control=control(60.0)).run()
+    assert [str(error) for error in outcomes(report)] == ["of another task", "socket"]
+    assert {failure.reason for failure in report.failures} == {FailureReason.FAILED}
+
+
+def test_all_else_is_the_same_under_a_timeout(private_loop: PrivateLoop) -> None:
+    """Errors of every kind, StopIteration, damaged arguments, unpicklable results, coroutines of plain functions."""
+    options: dict[str, Any] = {"control": control(60.0), "private_loop": private_loop}
+    for fn in (raise_odd, raise_odd_async, lambda i: raise_odd_async(i) if i % 4 < 2 else raise_odd(i)):
+        assert shown(outcomes(job_of(fn, [(i,) for i in range(40)], **options).run())) == EXPECTED
+
+    def stops(i: int) -> Any:
+        if i == 1:
+            raise StopIteration
+        return threading.Lock() if i == 2 else i
+
+    results = shown(outcomes(job_of(stops, [(i,) for i in range(4)], **options).run()))
+    assert results == [0, RuntimeError, UnpicklableResult, 3]
+    bodies = [encode_args((i,), None, raise_odd) for i in (0, 2)] + [encode_args((ExitsOnLoad(),), None, raise_odd)]
+    shared = encode_function(raise_odd).shared
+    job = Job.of_calls(shared, b"".join(bodies), encode_lengths(bodies), 0, 3, **options)
+    assert shown(outcomes(job.run())) == [0, 2, ArgumentLoadError]
+
+
+@pytest.mark.parametrize("method", ["process_item", "process_async"])
+def test_what_cannot_be_interrupted_is_told_and_harvested(
+    private_loop: PrivateLoop, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Its failure is reported while it goes on, once; what comes of it later is dropped, the next ones are run."""
+    monkeypatch.setattr(deadlines, "GRACE_S", 0.05)
+    gate, told = Gate(2), threading.Event()
+
+    async def blocks(i: int) -> int:  # on the loop, as no coroutine should
+        return gate.process_item(i)
+
+    process = gate.process_item if method == "process_item" else blocks
+    job = Job.of_items(
+        process, encode_items(range(0, 10, 2)), None, 0, 5, keep_values=True,
+        private_loop=private_loop, control=control(0.05), on_overdue=told.set,
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert told.wait(LIMIT)
+        early = job.harvest()
+        assert job.harvest() is None
+        gate.go.set()
+        late = future.result(LIMIT)
+    assert early is not None
+    assert (early.start, early.executed, shown(outcomes(early))) == (0, 2, [0, TaskTimeout])
+    assert early.failures[0].reason == FailureReason.TIMEOUT
+    assert (late.start, late.executed, shown(outcomes(late))) == (2, 3, [4, 6, 8])
+
+
+def test_an_overdue_element_is_told_apart_from_its_successors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs after it, and is harvested meanwhile, has not ended."""
+    monkeypatch.setattr(deadlines, "GRACE_S", 0.05)
+    told, harvested = threading.Event(), []
+
+    def process(i: int) -> int:
+        if i == 0:
+            assert told.wait(LIMIT)
+        else:
+            harvested.append(job.harvest())
+        return i
+
+    job = Job.of_items(
+        process, encode_items(range(2)), None, 0, 2, keep_values=True, control=control(0.3), on_overdue=told.set
+    )  # fmt: skip
+    report = job.run()
+    assert [(early.start, shown(outcomes(early))) for early in harvested] == [(0, [TaskTimeout])]
+    assert (report.start, outcomes(report)) == (1, [1])
+
+
+def test_what_only_ends_late_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told, but over before anybody harvested: its own report has it, as timed out."""
+    monkeypatch.setattr(deadlines, "GRACE_S", 0.05)
+    gate, told = Gate(0), threading.Event()
+    job = Job.of_items(
+        gate.process_item, encode_items([0, 2]), None, 0, 2, keep_values=True, control=control(0.05),
+        on_overdue=told.set,
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert told.wait(LIMIT)
+        gate.go.set()
+        report = future.result(LIMIT)
+    assert shown(outcomes(report)) == [TaskTimeout, 2]
+    assert job.harvest() is None
+
+
+def test_take_rest_under_a_timeout() -> None:
+    """As without."""
+    gate = Gate(4)
+    job = Job.of_items(
+        gate.process_item, encode_items(range(10)), None, 0, 10, keep_values=True, control=control(60.0)
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert gate.reached.wait(LIMIT)
+        assert job.take_rest() == 5
+        gate.go.set()
+        assert shown(outcomes(future.result(LIMIT))) == EXPECTED[:5]
+
+
+# ------------------------------------------------------------------------------------------------------------- cancel
+
+
+def reasons(report: JobReport) -> dict[int, int]:
+    """Of the failures, by position."""
+    return {failure.position: failure.reason for failure in report.failures}
+
+
+CANCELLED = FailureReason.CANCELLED
+
+
+@pytest.mark.parametrize("timeout", [b"", control(60.0)], ids=["unlimited", "limited"])
+@pytest.mark.parametrize("method", ["process_item", "process_async"])
+def test_cancel_while_it_runs(private_loop: PrivateLoop, method: str, timeout: bytes) -> None:
+    """What has not begun is not run and is reported as cancelled; the others are run, what ended stays."""
+    gate = Gate(4)
+    job = Job.of_items(
+        getattr(gate, method), encode_items(range(0, 20, 2)), None, 0, 10, private_loop=private_loop,
+        keep_values=True, control=timeout,
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert gate.reached.wait(LIMIT)
+        job.cancel([(0, 1), (4, 6)])
+        job.cancel([(9, 10), (4, 5)])
+        gate.go.set()
+        report = future.result(LIMIT)
+    expected = [0, 2, 4, 6, asyncio.CancelledError, asyncio.CancelledError, 12, 14, 16, asyncio.CancelledError]
+    assert shown(outcomes(report)) == expected
+    assert reasons(report) == {4: CANCELLED, 5: CANCELLED, 9: CANCELLED}
+    assert report.executed == 10
+
+
+@pytest.mark.parametrize("fn", [raise_odd, raise_odd_async, lambda i: raise_odd_async(i)])
+def test_cancel_before_it_runs(private_loop: PrivateLoop, fn: Any) -> None:
+    """The same; and without a coroutine that nobody awaits."""
+    job = job_of(fn, [(i,) for i in (0, 2, 4)], private_loop=private_loop)
+    job.cancel([(1, 3)])
+    report = job.run()
+    assert shown(outcomes(report)) == [0, asyncio.CancelledError, asyncio.CancelledError]
+    assert reasons(report) == {1: CANCELLED, 2: CANCELLED}
+
+
+@pytest.mark.parametrize("timeout", [b"", control(60.0)], ids=["unlimited", "limited"])
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_cancel_ends_a_running_coroutine(private_loop: PrivateLoop, timeout: bytes, is_plain: bool) -> None:
+    """Where it waits, once: a second request does not meet its clean-up. Those behind it run."""
+    reached, cleaning, go, cleaned = threading.Event(), threading.Event(), threading.Event(), []
+
+    async def process(i: int) -> int:
+        if i == 1:
+            try:
+                reached.set()
+                await sleep_for_ever(i)
+            finally:
+                cleaning.set()
+                await asyncio.get_running_loop().run_in_executor(None, go.wait, LIMIT)
+                cleaned.append(i)
+        return i
+
+    job = Job.of_items(
+        (lambda i: process(i)) if is_plain else process, encode_items(range(3)), None, 0, 3, keep_values=True,
+        private_loop=private_loop, control=timeout,
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert reached.wait(LIMIT)
+        job.cancel([(1, 2)])
+        assert cleaning.wait(LIMIT)
+        job.cancel([(0, 1), (1, 2)])
+        private_loop.submit(asyncio.sleep(0)).result(LIMIT)  # whatever was to arrive has
+        go.set()
+        report = future.result(LIMIT)
+    assert shown(outcomes(report)) == [0, asyncio.CancelledError, 2]
+    assert reasons(report) == {1: CANCELLED}
+    assert cleaned == [1]
+
+
+@pytest.mark.parametrize("timeout", [b"", control(60.0)], ids=["unlimited", "limited"])
+def test_a_coroutine_that_nobody_awaits_is_closed(private_loop: PrivateLoop, timeout: bytes) -> None:
+    """Cancelled between the call of a plain function and its coroutine's first step."""
+    made: list[Any] = []
+
+    def process(i: int) -> Any:
+        job.cancel([(0, 1)])
+        made.append(sleep_for_ever(i))
+        return made[0]
+
+    job = Job.of_items(process, encode_items([0]), None, 0, 1, private_loop=private_loop, control=timeout)
+    assert reasons(job.run()) == {0: CANCELLED}
+    assert inspect.getcoroutinestate(made[0]) == inspect.CORO_CLOSED
+
+
+def test_a_cancelled_task_that_succeeds_has_its_value() -> None:
+    """A thread need not look."""
+
+    def process(i: int) -> int:
+        job.cancel([(0, 1)])
+        return 5
+
+    job = Job.of_items(process, encode_items([0]), None, 0, 1, keep_values=True)
+    assert outcomes(job.run()) == [5]
+
+
+def test_cancel_and_take_rest() -> None:
+    """What is taken away is given back, cancelled or not; positions stay right."""
+
+    def process(i: int) -> int:
+        if i == 2:
+            job.cancel([(3, 5), (8, 9)])
+        if i == 6:
+            taken.append(job.take_rest())
+        return i
+
+    taken: list[int] = []
+    job = Job.of_items(process, encode_items(range(10)), None, 0, 10, keep_values=True)
+    report = job.run()
+    assert taken == [3]
+    assert shown(outcomes(report)) == [0, 1, 2, asyncio.CancelledError, asyncio.CancelledError, 5, 6]
+
+
+def test_cancel_while_a_stop_iteration_is_raised() -> None:
+    """The count that tells it from the end knows of the other iterator."""
+
+    def process(i: int) -> int:
+        if i == 2:
+            job.cancel([(4, 5)])
+            raise StopIteration
+        return i
+
+    job = Job.of_items(process, encode_items(range(6)), None, 0, 6, keep_values=True)
+    assert shown(outcomes(job.run())) == [0, 1, RuntimeError, 3, asyncio.CancelledError, 5]
+
+
+def test_cancel_at_any_moment() -> None:
+    """However it falls: each element is run or cancelled, and only those that were asked for are cancelled."""
+    with ThreadPoolExecutor(1) as executor:
+        for round_ in range(60):
+            job = job_of(raise_odd, [(2 * i,) for i in range(300)])
+            future = executor.submit(job.run)
+            while job.finished < round_ * 4 and not future.done():
+                time.sleep(0)  # let the other thread run
+            job.cancel([(50, 60), (200, 300)])
+            report = future.result(LIMIT)
+            results = shown(outcomes(report))
+            assert len(results) == 300
+            for i, result in enumerate(results):
+                assert result == 2 * i or (result is asyncio.CancelledError and (50 <= i < 60 or i >= 200))
+            assert set(reasons(report).values()) <= {CANCELLED}
 
 
 # -------------------------------------------------------------------------------------------------------------- items

@@ -61,7 +61,7 @@ def test_fewer_slots_stop_a_thread() -> None:
     """After a resize a thread ends with what it has."""
     first, second, third = chunk(1), chunk(2), chunk(3)
     slots = filled(2, first, second, third)
-    slots.take(), slots.take()  # noqa: B018
+    slots.take(), slots.take()
     slots.size = 1
     assert slots.next_after(first) is None
     assert slots.next_after(second) is third

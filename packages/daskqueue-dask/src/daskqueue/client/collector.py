@@ -1,21 +1,24 @@
 """The stream in: one long poll for each queue, whose cursor acknowledges what came before.
 
-Outcomes go to their sinks; those of *keep* tasks are also kept here, as bytes, so that they can be read again when
-their queue was lost. Everything here runs on the client's event loop.
+Outcomes go to their sinks, and to whoever asked for a task by key; those of *keep* tasks are also remembered, so that
+they can be read again when their queue was lost. Everything here runs on the client's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 from daskqueue.client.session import Session
-from daskqueue.client.submitter import Owner
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue_core.errors import DaskQueueError
-from daskqueue_core.outcomes import Outcome, Outcomes
+from daskqueue_core.outcomes import Outcomes
 from daskqueue_core.producer import ProducerStream
+from daskqueue_core.protocols import REPLY_BYTES
+
+if TYPE_CHECKING:
+    from daskqueue.client.pool_connection import PoolConnection
 
 __all__ = ["Collector"]
 
@@ -30,15 +33,13 @@ class Collector:
         session: Session,
         route: Route,
         streams: Sequence[ProducerStream],
-        owner: Owner,
-        remember: Callable[[Outcome], None],
+        owner: PoolConnection,
     ) -> None:
         self._session = session
         self._link: Link = session.link
         self._route = route
         self._streams = streams
         self._owner = owner
-        self._remember = remember
         self._quiet: list[asyncio.Future[None]] = []
         self._polls: list[asyncio.Task[None]] = []
         self._over = False
@@ -84,15 +85,32 @@ class Collector:
             if stream.uuid != uuid:  # replaced meanwhile: what it says is about another life
                 continue
             self._deliver(stream, answer)
+            if not answer.outcomes and stream.pending:
+                self._owner.checkup.waited_in_vain()
             del answer  # the next poll may take long: nothing is held meanwhile
-            if self._quiet and not any(stream.pending for stream in self._streams):
-                self._release_quiet()
+
+    async def collect(self, index: int) -> None:
+        """Take what queue `index` has for this client by now, beside the poll that waits for more."""
+        stream = self._streams[index]
+        full = True
+        while full and not self._over:
+            uuid = stream.uuid
+            try:
+                answer = await self._owner.call(index, "poll", uuid=uuid, client=self._session.id, cursor=stream.cursor)
+            except QueueReplaced:  # its streams hear of that by themselves
+                return
+            if stream.uuid != uuid:
+                return
+            self._deliver(stream, answer)
+            full = sum(outcome.nbytes for outcome in answer.outcomes) >= REPLY_BYTES
 
     def _deliver(self, stream: ProducerStream, answer: Outcomes) -> None:
+        self._owner.finder.take(answer.outcomes)
         for delivery in stream.receive(answer):
-            if delivery.sink.keeps:
-                self._remember(delivery.outcome)
+            self._owner.memory.ended(stream.uuid, delivery.outcome, keeps=delivery.sink.keeps)
             delivery.sink.deliver(delivery)
+        if self._quiet and not any(stream.pending for stream in self._streams):
+            self._release_quiet()
 
     def _release_quiet(self) -> None:
         for quiet in self._quiet:

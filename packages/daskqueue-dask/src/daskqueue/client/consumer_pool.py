@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import cloudpickle
 from distributed import Client
 
-from daskqueue.client.options import check_count
+from daskqueue.client.options import check_count, check_retries, check_tags
 from daskqueue.client.queue_pool import QueuePool
 from daskqueue.consumers import ConsumerBaseClass, GeneralConsumer
 from daskqueue.progress import Progress
@@ -35,7 +35,9 @@ class ConsumerPool:
     concurrency: calls at once for each consumer (`max_concurrency` is accepted); default: the worker's threads shared
         among its consumers. More than the worker has threads is for I/O-bound work, and gets threads of its own.
     executor: a name in `worker.executors`, or a function without arguments that makes an executor on the worker.
+    tags: what these consumers have: they take work whose tags are all among them, and work without tags.
     batch_size: at most so many messages in a lease for each call at once; default: about 25 ms of measured work.
+    retries: how often a task is tried again that brings no policy (`options(retry=)`, `QueuePool(retry=)`).
     early_ack: never run a message again: if its worker dies, it has failed.
     """
 
@@ -48,6 +50,7 @@ class ConsumerPool:
         *,
         concurrency: int | None = None,
         executor: str | Callable[[], Executor] = "default",
+        tags: Iterable[str] = (),
         batch_size: int | None = None,
         retries: int = 0,
         early_ack: bool = False,
@@ -61,8 +64,6 @@ class ConsumerPool:
             raise TypeError(f"ConsumerClass must be a subclass of ConsumerBaseClass, not {ConsumerClass!r}")
         if concurrency is not None and max_concurrency is not None:
             raise TypeError("concurrency and max_concurrency are the same option: give one of them")
-        if retries:
-            raise NotImplementedError("retries are not there yet: use retries=0")
         concurrency = max_concurrency if concurrency is None else concurrency
         for name, value in (("n_consumers", n_consumers), ("concurrency", concurrency), ("batch_size", batch_size)):
             if value is not None:
@@ -79,6 +80,8 @@ class ConsumerPool:
             "executor": executor if isinstance(executor, str) else cloudpickle.dumps(executor),
             "batch_size": batch_size,
             "early_ack": bool(early_ack),
+            "retries": check_retries(retries),
+            "tags": check_tags(tags),
         }
         self._name = ConsumerClass.__name__
         self._session = queue_pool._session

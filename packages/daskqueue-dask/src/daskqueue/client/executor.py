@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from distributed import Client, LocalCluster
 
@@ -14,11 +14,16 @@ from daskqueue.client.consumer_pool import ConsumerPool
 from daskqueue.client.futures import TaskFuture
 from daskqueue.client.options import POOL_DEFAULTS, reject_unknown
 from daskqueue.client.queue_pool import QueuePool
+from daskqueue.client.task_door import PoolView
+from daskqueue.client.task_options import TaskOptions, choose
 from daskqueue_core.batch import Keep
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["QueueExecutor"]
 
-_CONSUMER_OPTIONS: Final = ("executor", "batch_size", "early_ack")
+_CONSUMER_OPTIONS: Final = ("executor", "batch_size", "early_ack", "retries", "tags")
 
 
 class QueueExecutor(Executor):
@@ -84,6 +89,11 @@ class QueueExecutor(Executor):
     def queue_pool(self) -> QueuePool:
         """The queues behind it."""
         return self._pool
+
+    def options(self, **options: Unpack[TaskOptions]) -> PoolView:
+        """The same calls with options for their tasks: `executor.options(timeout=60).submit(fn, x)`; see
+        `QueuePool.options`. What has a key of its own is kept for other readers."""
+        return PoolView(self._pool, choose(options), stream=True)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
         """Run `fn(*args, **kwargs)` on a worker."""

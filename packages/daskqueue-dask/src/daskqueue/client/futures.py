@@ -18,21 +18,17 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any, Final, Protocol
 
 from daskqueue.client.callbacks import CallbackThread
+from daskqueue.client.naming import task_key
 from daskqueue.client.pieces import LostPiece, Piece
 from daskqueue.client.timeouts import WaitTimeout
 from daskqueue.wire import nested
 from daskqueue_core.outcomes import End
 from daskqueue_core.producer import Delivery
 
-__all__ = ["FutureSink", "Home", "Sink", "TaskFuture", "task_key"]
+__all__ = ["FoundFuture", "FutureSink", "Home", "KeyedFuture", "Sink", "TaskFuture", "task_key"]
 
 _DONE: Final = frozenset({CANCELLED_AND_NOTIFIED, FINISHED})
 _awaited: Final[set[TaskFuture]] = set()  # pending, with callbacks: a batch alone would not hold them
-
-
-def task_key(client: int, number: int) -> str:
-    """The key of a task that its client made."""
-    return f"{client:016x}-{number}"
 
 
 class Sink(Protocol):
@@ -70,6 +66,8 @@ class Home(Protocol):
 class TaskFuture(Future):  # type: ignore[type-arg]
     """The future of one call."""
 
+    _made = (1, 0)  # attempts and life, of one whose value was taken from its piece; set where they are others
+
     def __init__(self, home: Home, number: int, condition: threading.Condition) -> None:
         # not super().__init__: a Condition of its own for each future costs more than all the rest
         self._condition = condition
@@ -93,6 +91,20 @@ class TaskFuture(Future):  # type: ignore[type-arg]
         """The remote traceback of a task that failed, as text; None before, and for one that succeeded."""
         piece = self._piece
         return None if piece is None else piece.text(self._index)
+
+    @property
+    def attempts(self) -> int:
+        """How often it was tried, once it has ended: 1 if it succeeded at once, 0 if it never ran, and before."""
+        if self._state not in _DONE:
+            return 0
+        piece = self._piece
+        return self._made[0] if piece is None else piece.attempts(self._index)
+
+    @property
+    def life(self) -> int:
+        """How often it had been a dead letter that was requeued, once it has ended; 0 before."""
+        piece = self._piece
+        return self._made[1] if piece is None else piece.life
 
     def __repr__(self) -> str:
         state = "pending" if self._state == PENDING else "cancelled" if self.cancelled() else "finished"
@@ -141,7 +153,7 @@ class TaskFuture(Future):  # type: ignore[type-arg]
             raise CancelledError
         piece = self._piece
         if self._exception is None and piece is not None and piece.failed(self._index):
-            self._exception = piece.error(self._index)
+            self._exception = piece.error(self._index, self.key)
         return self._exception
 
     def _value(self) -> Any:
@@ -153,6 +165,8 @@ class TaskFuture(Future):  # type: ignore[type-arg]
             if self._piece is None:  # another thread has taken it meanwhile
                 return self._result
             self._result = value
+            if piece.retried:
+                self._made = piece.attempts(self._index), piece.life
             self._piece = None
             piece.let_go(self._index)
         return value
@@ -194,18 +208,36 @@ class TaskFuture(Future):  # type: ignore[type-arg]
         self._home.callbacks.call(self._invoke_callbacks)  # type: ignore[attr-defined]
 
 
+class KeyedFuture(TaskFuture):
+    """The future of a call that has a key of its own."""
+
+    def __init__(self, home: Home, number: int, condition: threading.Condition, key: str) -> None:
+        super().__init__(home, number, condition)
+        self._key = key
+
+    @property
+    def key(self) -> str:
+        """Names the task in the cluster."""
+        return self._key
+
+
+class FoundFuture(KeyedFuture):
+    """The future of a task that was asked for by its key, whoever submitted it."""
+
+
 class FutureSink:
-    """Futures of single calls that travelled as one batch."""
+    """Futures of single calls that travelled as one batch. `discard`: nobody reads what they return."""
 
-    __slots__ = ("_futures", "keeps")
+    __slots__ = ("_discard", "_futures", "keeps")
 
-    def __init__(self, futures: Sequence[TaskFuture], *, keeps: bool = True) -> None:
+    def __init__(self, futures: Sequence[TaskFuture], *, keeps: bool = True, discard: bool = False) -> None:
         self._futures = futures
+        self._discard = discard
         self.keeps = keeps
 
     def deliver(self, delivery: Delivery) -> None:
         """These messages ended."""
-        piece = Piece(delivery.outcome, given=True)
+        piece = Piece(delivery.outcome, given=True, discard=self._discard)
         for lo, hi in delivery.runs:
             self._finish(delivery.shift + lo, delivery.shift + hi, piece, lo)
 

@@ -15,8 +15,10 @@ from daskqueue_core.queue import Accepted, Full
 __all__ = ["put_now"]
 
 
-async def put_now(link: Link, route: Route, index: int, batch: Batch, *, wait: float, patience: float) -> None:
-    """Put `batch` into queue `index`.
+async def put_now(
+    link: Link, route: Route, index: int, batch: Batch, *, wait: float, patience: float | None
+) -> Accepted:
+    """Put `batch` into queue `index`. Fewer are accepted if keys are in use.
 
     `queue.Full` after `wait` seconds without room, `QueueUnavailable` after `patience` seconds without a host.
     """
@@ -28,3 +30,4 @@ async def put_now(link: Link, route: Route, index: int, batch: Batch, *, wait: f
         )
     if isinstance(answer, Full):
         raise QueueFull(f"queue {index} of pool {route.pool!r} is full: nothing was put")
+    return answer

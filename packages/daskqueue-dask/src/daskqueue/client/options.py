@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Final
 
 import dask
 from dask.utils import parse_bytes, parse_timedelta
 
-__all__ = ["POOL_DEFAULTS", "Durability", "check_count", "pool_options", "reject_unknown"]
+from daskqueue.wire.control import Control, ControlLoadError, decode_control, encode_control
+from daskqueue_core.errors import DaskQueueError
+from daskqueue_core.retry import ATTEMPTS_MAX, RetryPolicy
+
+__all__ = [
+    "POOL_DEFAULTS",
+    "Durability",
+    "check_count",
+    "check_retries",
+    "check_retry",
+    "check_tags",
+    "pool_control",
+    "pool_options",
+    "pool_retry",
+    "reject_unknown",
+]
 
 
 class Durability(str, Enum):
@@ -29,8 +44,13 @@ POOL_DEFAULTS: Final[Mapping[str, Any]] = {
     "on_full": "wait",
     "on_queue_lost": "resubmit",
     "rehost_timeout": "60s",
+    "retry": None,
 }
 """Options of QueuePool beside its client, `n_queues` and `name`."""
+
+# Options with an underscore are carried and not compared: pickles of equal policies may differ.
+_CONTROL: Final = "_control"
+_MAX_CRASHES: Final = "_max_crashes"
 
 _CHOICES: Final = {"on_queue_lost": ("resubmit", "fail"), "on_full": ("wait", "raise")}
 
@@ -50,10 +70,66 @@ def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if options[name] is not None:
             options[name] = _number(name, _bytes(name, options[name]))
     options["maxsize"] = _number("maxsize", options["maxsize"])
+    retry = check_retry(options["retry"])
+    options["retry"] = None if retry is None else repr(retry)
+    if retry is not None:
+        options[_CONTROL] = encode_control(Control(retry=retry))
+        options[_MAX_CRASHES] = retry.max_crashes
     for name, choices in _CHOICES.items():
         if options[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {options[name]!r}")
     return options
+
+
+def pool_control(options: Mapping[str, Any]) -> tuple[bytes, int]:
+    """What tasks without options bring: how consumers run them, and `max_crashes`."""
+    return options.get(_CONTROL, b""), options.get(_MAX_CRASHES, RetryPolicy.max_crashes)
+
+
+def pool_retry(options: Mapping[str, Any]) -> RetryPolicy | None:
+    """The policy of a pool, whoever made it. Raises if an exception class that it names cannot be loaded here."""
+    try:
+        return decode_control(options.get(_CONTROL, b"")).retry
+    except ControlLoadError as error:
+        raise DaskQueueError(
+            f"the pool's {options['retry']} cannot be loaded here: {error.__cause__}. Install the module that is "
+            "missing in this environment, or give a policy: options(retry=...)"
+        ) from error
+
+
+def check_retry(value: Any) -> RetryPolicy | None:
+    """`value` as a retry policy, or None."""
+    if value is not None and not isinstance(value, RetryPolicy):
+        raise TypeError(f"retry must be a RetryPolicy, not {value!r}: RetryPolicy(max_attempts=3) tries three times")
+    return value
+
+
+def check_retries(value: Any) -> int:
+    """`value` as a number of retries."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"retries must be a whole number, not {value!r}")
+    if not 0 <= value < ATTEMPTS_MAX:
+        raise ValueError(f"retries must be from 0 to {ATTEMPTS_MAX - 1}, not {value}")
+    return value
+
+
+def check_tags(value: Any) -> tuple[str, ...]:
+    """`value` as tags: sorted, each once."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"tags must be a list of strings, not {value!r}: [{value!r}] is one tag")
+    if not isinstance(value, Iterable):
+        raise TypeError(f"tags must be a list of strings, not {value!r}")
+    tags = list(value)
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise TypeError(f"a tag must be a string, not {tag!r}")
+        if not tag:
+            raise ValueError("a tag must not be empty")
+        try:
+            tag.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"tag {tag!r} cannot be written as UTF-8") from None
+    return tuple(sorted(set(tags)))
 
 
 def reject_unknown(what: str, given: Mapping[str, Any], known: set[str]) -> None:

@@ -6,15 +6,25 @@ The values of a run are one pickle; it is read once, when the first of them is a
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, Final
 
 from daskqueue.wire.calls import decode_values
-from daskqueue.wire.errors import decode_error
+from daskqueue.wire.errors import RemoteError, RemoteTraceback, decode_error
 from daskqueue_core.batch import Buffer
-from daskqueue_core.errors import WorkerCrashed
+from daskqueue_core.errors import DuplicateKey, TaskExpired, WorkerCrashed
 from daskqueue_core.outcomes import End, Outcome
 
-__all__ = ["LostPiece", "Piece"]
+__all__ = ["LostPiece", "Piece", "error_of"]
+
+
+def error_of(blob: bytes, text: str) -> BaseException:
+    """The exception that a queue keeps of a failed task, of which only the text may be left."""
+    if blob:
+        return decode_error(blob, text)
+    lines = text.strip().splitlines()
+    error = RemoteError(f"{lines[-1] if lines else 'it failed'} (its queue had no room left for the exception itself)")
+    error.__cause__ = RemoteTraceback(text)
+    return error
 
 
 class Values:
@@ -52,13 +62,22 @@ class Piece:
     holds a value because he holds another of the same run.
     """
 
-    __slots__ = ("_errors", "_values", "end", "given")
+    __slots__ = ("_attempts", "_errors", "_values", "end", "given", "life", "retried")
 
-    def __init__(self, outcome: Outcome, *, given: bool = False) -> None:
+    def __init__(self, outcome: Outcome, *, given: bool = False, discard: bool = False) -> None:
         self.end = outcome.end
         self.given = given
+        self.life = outcome.life
+        self._attempts = outcome.attempts
+        self.retried = bool(outcome.attempts or outcome.life)
         self._errors = {index: (blob, text) for index, blob, text in outcome.errors} if outcome.errors else {}
-        self._values = Values(outcome.values) if outcome.values else None
+        self._values = Values(outcome.values) if outcome.values and not discard else None
+
+    def attempts(self, index: int) -> int:
+        """How often message `index` was tried."""
+        if self._attempts:
+            return self._attempts[index] if index < len(self._attempts) else 1
+        return int(self.end in _TRIED)
 
     def failed(self, index: int) -> bool:
         """Whether message `index` of the outcome has no value."""
@@ -69,14 +88,29 @@ class Piece:
         error = self._errors.get(index)
         return None if error is None else error[1]
 
-    def error(self, index: int) -> BaseException | None:
-        """What message `index` failed with."""
-        if self.end == End.CANCELLED:
-            return CancelledError()
+    def error(self, index: int, key: str = "") -> BaseException | None:
+        """What message `index` failed with; `key` names it in what is said of it."""
+        if self.end == End.RUN:
+            error = self._errors.get(index)
+            return None if error is None else error_of(*error)
+        return self._other_end(index, f"task {key}" if key else "this task")
+
+    def _other_end(self, index: int, task: str) -> BaseException:
+        """It ended otherwise than by running."""
         if self.end == End.CRASHED:
-            return WorkerCrashed("the worker died while it may have run this task; not retried: early_ack")
-        error = self._errors.get(index)
-        return None if error is None else decode_error(*error)
+            return WorkerCrashed(
+                f"the worker died while it may have run {task}, at attempt {self.attempts(index)}. It is not retried: "
+                "it was alone on too many workers that died (RetryPolicy.max_crashes), or its consumer acknowledges "
+                "early (early_ack). dead_letters() says which worker it was and how many it has cost"
+            )
+        if self.end == End.EXPIRED:
+            return TaskExpired(f"{task} was not begun before it expired")
+        if self.end == End.DUPLICATE:
+            return DuplicateKey(
+                f"{task} was not put: a task with that key is unfinished, or its result is kept; on_duplicate='return' "
+                "waits for that one, 'replace' takes its place"
+            )
+        return CancelledError()
 
     def value(self, index: int) -> Any:
         """The value of message `index`, which has one."""
@@ -94,6 +128,9 @@ class Piece:
         return [None] * (hi - lo) if self._values is None else self._values.all()[lo:hi]
 
 
+_TRIED: Final = (End.RUN, End.CRASHED)
+
+
 class LostPiece(Piece):
     """Stands for messages that were lost with their queue."""
 
@@ -104,5 +141,5 @@ class LostPiece(Piece):
         self._why = why
         self.end = End.CANCELLED if isinstance(why, CancelledError) else -1
 
-    def error(self, index: int) -> BaseException:
+    def error(self, index: int, key: str = "") -> BaseException:
         return self._why

@@ -5,37 +5,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
-from collections.abc import Collection, Coroutine, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Collection, Sequence
+from queue import Full as QueueFull
 from typing import Any, Final
 
+from daskqueue.client.administration import Administration
+from daskqueue.client.cancelling import Canceller
+from daskqueue.client.checkup import Checkup
 from daskqueue.client.collector import Collector
+from daskqueue.client.finding import Finder
 from daskqueue.client.futures import Sink, TaskFuture
+from daskqueue.client.health import Served, only_unserved_left
 from daskqueue.client.item_door import put_now
+from daskqueue.client.memory import Memory
+from daskqueue.client.naming import Named, parse_key, queue_of
+from daskqueue.client.options import pool_control, pool_retry
+from daskqueue.client.reading import Kept
 from daskqueue.client.session import Session
-from daskqueue.client.submitter import Submitter, most_in_a_put
+from daskqueue.client.submitter import ROOM_WAIT_S, Submitter, most_in_a_put
+from daskqueue.client.task_options import Terms
 from daskqueue.client.timeouts import WaitTimeout
 from daskqueue.utils import logger
 from daskqueue.wire import nested
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue.wire.operations import OK
 from daskqueue_core.balancer import RoundRobin
-from daskqueue_core.batch import Batch, Kind
-from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
+from daskqueue_core.batch import Batch, Keep, Kind, OnDuplicate
+from daskqueue_core.errors import DaskQueueError, DuplicateKey, PoolClosed, QueueLost
 from daskqueue_core.joining import JoinRounds
-from daskqueue_core.outcomes import End, KeptResults, Outcome
+from daskqueue_core.outcomes import Outcome
 from daskqueue_core.producer import LostBatch, ProducerStream
+from daskqueue_core.protocols import Accepted
+from daskqueue_core.retry import RetryPolicy
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["PoolConnection"]
 
 JOIN_WAIT_S: Final = 20.0
-CANCEL_S: Final = 5.0
 ANSWER_S: Final = 5.0  # what a host may take to answer a put that does not wait for room
 GRACE_S: Final = 0.25  # beyond a caller's timeout, for the answer that there was no room
-CANCEL_BATCHES: Final = 1000
 ASK_AGAIN_S: Final = 0.25
+SERVED_S: Final = 1.0
 
 
 class PoolConnection:
@@ -49,9 +59,12 @@ class PoolConnection:
         self.route = route
         self.options = options
         self.error: BaseException | None = None
+        control, max_crashes = pool_control(options)
+        self.plain = [Terms(keep, control, max_crashes=max_crashes) for keep in Keep]
+        """The terms of tasks without options, by `Keep`."""
         self._items_lost = 0
         ttl = options["result_ttl"]
-        self._kept = KeptResults(ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"])
+        self.memory = Memory(ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"])
         maxsize = options["maxsize"]
         most = most_in_a_put(maxsize, options["on_full"])
         self.streams = [
@@ -59,12 +72,20 @@ class PoolConnection:
         ]
         self.submitter = Submitter(session, route, self.streams, self, maxsize=maxsize, on_full=options["on_full"])
         self._door_balancer = RoundRobin(len(route), start=session.id)
-        self.collector = Collector(session, route, self.streams, self, self._remember)
+        self.finder = Finder(self)
+        self.administration = Administration(self)
+        self.canceller = Canceller(self)
+        self.checkup = Checkup(self)
+        self.collector = Collector(session, route, self.streams, self)
 
     def start(self) -> None:
         """Begin to listen."""
         self.collector.start()
         self.session.watch(self.over)
+
+    def retry(self) -> RetryPolicy | None:
+        """The pool's policy; raises if an exception class that it names is missing here."""
+        return pool_retry(self.options)
 
     async def call(self, index: int, op: str, **arguments: Any) -> Any:
         """Call an operation of one queue, whichever life it has; `QueueUnavailable` after `rehost_timeout`."""
@@ -107,22 +128,39 @@ class PoolConnection:
             return
         until = asyncio.get_running_loop().time() + (wait or 0.0)
         for batch in batches:
-            index = self._door_balancer.pick()
             left = max(0.0, until - asyncio.get_running_loop().time())
-            patience = left + GRACE_S if wait else ANSWER_S
-            work = put_now(self.session.link, self.route, index, batch, wait=left, patience=patience)
-            try:
-                await asyncio.wait_for(work, patience)
-            except asyncio.TimeoutError:
-                place = self.route.places[index]
-                raise WaitTimeout(
-                    f"{place.address}, host of queue {index} of {self.name}, did not accept the items in time"
-                ) from None
-            except (PoolGone, SchedulerGone) as error:
-                self.over(error)
-                self.check()
-                raise
-            self.streams[index].items_accepted += batch.count
+            await self._put_now(self._door_balancer.pick(), batch, left, left + GRACE_S if wait else ANSWER_S)
+
+    async def put_keyed(self, batch: Batch, wait: float | None) -> None:
+        """Put one item that has a key; `wait` as for `put`."""
+        self.check()
+        index = queue_of(batch.keys[0], len(self.route))
+        if wait is None and self.options["on_full"] == "wait":
+            answer = None
+            while answer is None:
+                with contextlib.suppress(QueueFull):
+                    answer = await self._put_now(index, batch, ROOM_WAIT_S, None)
+        else:
+            answer = await self._put_now(index, batch, wait or 0.0, wait + GRACE_S if wait else ANSWER_S)
+        if not answer.count and batch.on_duplicate == OnDuplicate.RAISE:
+            raise DuplicateKey(f"pool {self.name}: an item with the key {batch.keys[0]!r} is there and not done")
+
+    async def _put_now(self, index: int, batch: Batch, wait: float, patience: float | None) -> Accepted:
+        """Put a batch at once, or wait so many seconds for room; `patience`: for the queue's host."""
+        work = put_now(self.session.link, self.route, index, batch, wait=wait, patience=patience)
+        try:
+            answer = await asyncio.wait_for(work, patience)
+        except asyncio.TimeoutError:
+            place = self.route.places[index]
+            raise WaitTimeout(
+                f"{place.address}, host of queue {index} of {self.name}, did not accept the items in time"
+            ) from None
+        except (PoolGone, SchedulerGone) as error:
+            self.over(error)
+            self.check()
+            raise
+        self.streams[index].items_accepted += answer.count
+        return answer
 
     # -- losses
 
@@ -148,6 +186,7 @@ class PoolConnection:
         self.collector.check_quiet()
         self.submitter.go_on()
         self.session.spawn(self._say_resubmitted(index, uuid))
+        self.session.spawn(self.finder.replaced(index))
 
     async def _say_resubmitted(self, index: int, uuid: str) -> None:
         try:
@@ -160,13 +199,11 @@ class PoolConnection:
         """Whether a consumer of the pool acknowledges early: what may have run must not run again."""
         while self.error is None:
             try:
-                answer = await self.session.ask("served", pool=self.name)
+                return (await self.served()).early_ack
             except OSError:  # only the directory's word makes a loss
                 await asyncio.sleep(ASK_AGAIN_S)
-            except PoolClosed:
+            except DaskQueueError:
                 break
-            else:
-                return bool(answer[0] != OK or answer[1][1])
         return True
 
     def _lose(self, batch: LostBatch, resubmit: bool) -> None:
@@ -203,122 +240,30 @@ class PoolConnection:
             del self.session.pools[self.name]
         self.session.unwatch(self.over)
         self.collector.close()
+        self.finder.over(outcome)
         self.submitter.close(error, outcome)
         for stream in self.streams:
             for batch in stream.abandon():
                 for lo, hi in batch.runs:
                     batch.sink.lose(batch.shift + lo, batch.shift + hi, outcome)
 
-    # -- cancelling
+    # -- cancelling, for futures and batches
 
     def cancel_future(self, future: TaskFuture) -> bool:
         """Cancel one task; see `TaskFuture.cancel`."""
-        if self.submitter.withdraw(future):
-            return True
-        return self._cancel(self._cancel_number(future.number)) > 0
+        return self.canceller.cancel_future(future)
 
     async def cancel_future_async(self, future: TaskFuture) -> bool:
         """As `cancel_future`, on the event loop."""
-        if self.submitter.withdraw(future):
-            return True
-        return self.error is None and await self._within(self._cancel_number(future.number), CANCEL_S) > 0
-
-    def abandon(self, sink: Sink) -> None:
-        """Nobody reads this any more: cancel what is left of it, without waiting."""
-        if self.error is None and self.session.alive:
-            self.session.soon(lambda: self.session.spawn(self.cancel_all(sink)))
+        return await self.canceller.cancel_future_async(future)
 
     def cancel_batch(self, batch: Sink) -> int:
         """Cancel what is left of a batch; returns how many tasks ended by it at once."""
-        return self._cancel(self.cancel_all(batch))
+        return self.canceller.cancel_batch(batch)
 
-    def _cancel(self, work: Coroutine[Any, Any, int]) -> int:
-        if self.error is not None:
-            work.close()
-            return 0
-        if asyncio._get_running_loop() is not None:  # anybody's event loop: nothing may block there
-            self.session.soon(self.session.spawn, work)
-            return 0
-        return self.session.run(self._within(work, CANCEL_S))
-
-    async def _cancel_number(self, number: int) -> int:
-        self.submitter.offer()
-        while (found := self._locate(number)) is not None:
-            index, first, at = found
-            stream = self.streams[index]
-            lost = stream.take_back(first, at, at + 1)
-            if lost is not None:
-                return self._taken_back([lost])
-            if first not in stream.under_way:
-                return await self._cancel_tasks(index, [(first, at, at + 1)])
-            await self.submitter.answered()
-        return 0
-
-    def _locate(self, number: int) -> tuple[int, int, int] | None:
-        for index, stream in enumerate(self.streams):
-            found = stream.locate(number)
-            if found is not None:
-                return index, *found
-        return None
-
-    async def cancel_all(self, sink: Sink | None) -> int:
-        """Cancel what is left of `sink` (None: of everything submitted here); how many ended by it at once.
-
-        What was not sent is taken back, so that a full queue takes nothing that is to be cancelled. What is under way
-        is cancelled when its put is answered: the cancelled ones before it make room.
-        """
-        count = self.submitter.take_back(sink)
-        asked: set[int] = set()
-        while self.error is None:
-            count += self._taken_back([lost for stream in self.streams for lost in stream.take_back_all(sink)])
-            under_way = False
-            for index, stream in enumerate(self.streams):
-                unknown, pending = stream.under_way, stream.pending_of(sink)
-                under_way |= any(first in unknown for first, _ in pending)
-                tasks = [(first, 0, size) for first, size in pending if first not in unknown and first not in asked]
-                asked.update(first for first, _, _ in tasks)
-                for at in range(0, len(tasks), CANCEL_BATCHES):
-                    count += await self._cancel_tasks(index, tasks[at : at + CANCEL_BATCHES])
-            if not under_way:
-                break
-            if not any(first in stream.under_way for stream in self.streams for first, _ in stream.pending_of(sink)):
-                continue  # answered meanwhile
-            await self.submitter.answered()
-        return count
-
-    async def cancel_everything(self) -> None:
-        """Before the end: as `cancel_all`, but what waits for room does not keep the end waiting for ever."""
-        await self._within(self.cancel_all(None), CANCEL_S)
-
-    def _taken_back(self, lost: Sequence[LostBatch]) -> int:
-        """These were never sent; how many messages that were."""
-        for batch in lost:
-            for lo, hi in batch.runs:
-                batch.sink.lose(batch.shift + lo, batch.shift + hi, CancelledError())
-        if lost:
-            self.submitter.taken_back()
-            self.collector.check_quiet()
-        return sum(hi - lo for batch in lost for lo, hi in batch.runs)
-
-    async def _within(self, work: Coroutine[Any, Any, int], seconds: float) -> int:
-        """What `work` returns, or 0 after so many seconds; it goes on then."""
-        task = self.session.spawn(work)
-        done, _ = await asyncio.wait([task], timeout=seconds)
-        return task.result() if done else 0
-
-    async def _cancel_tasks(self, index: int, tasks: list[tuple[int, int, int]]) -> int:
-        stream = self.streams[index]
-        try:
-            ended = await self.session.link.call(
-                self.route, index, "cancel_tasks", uuid=stream.uuid, client=self.client_id, tasks=tasks
-            )
-        except (QueueReplaced, PoolGone, SchedulerGone, DaskQueueError):
-            return 0  # what is put again runs
-        outcomes = tuple(Outcome(first, lo, hi - lo, end=End.CANCELLED) for first, lo, hi in ended)
-        for delivery in stream.absorb(outcomes):  # without waiting for the next poll
-            delivery.sink.deliver(delivery)
-        self.collector.check_quiet()
-        return sum(hi - lo for _, lo, hi in ended)
+    def abandon(self, sink: Sink) -> None:
+        """Nobody reads this any more: cancel what is left of it, without waiting."""
+        self.canceller.abandon(sink)
 
     # -- waiting and reading
 
@@ -359,24 +304,92 @@ class PoolConnection:
                 "the last join were not done and cannot be put again"
             )
 
+    async def join_served(self, kinds: Collection[int]) -> None:
+        """As `join`, but what no consumer takes does not keep it waiting: work with tags that nobody has."""
+        joining = self.session.spawn(self._join(kinds))
+        try:
+            while not (await asyncio.wait([joining], timeout=SERVED_S))[0]:
+                if only_unserved_left(await self.stats(), await self.served()):
+                    return
+            joining.result()
+        finally:
+            joining.cancel()
+
     async def stats(self) -> list[QueueStats]:
         """What each queue says of itself."""
         return list(await asyncio.gather(*(self.call(index, "stats") for index in range(len(self.route)))))
 
-    def _remember(self, outcome: Outcome) -> None:
-        now = time.monotonic_ns()
-        number = self._kept.add(self.session.id, outcome, ())
-        self._kept.collected([number], now)
-        self._kept.expire(now)
+    async def read_kept(self, keys: Sequence[str] | None) -> Kept:
+        """Every *keep* task that ended (or those of `keys`): from the queues, and from here what those have lost.
 
-    async def kept(self) -> list[tuple[int, Outcome]]:
-        """`(client, outcome)` of every *keep* task that ended, from the queues and from what was collected here."""
+        What another client has submitted under a key of its own is asked for by that.
+        """
         out: list[tuple[int, Outcome]] = []
-        for index in range(len(self.route)):
+        foreign = [key for key in keys or () if not parse_key(key).everywhere and self.own_number(key) is None]
+        for index in range(len(self.route)) if keys is None or len(foreign) < len(keys) else ():
             after = 0
             while after >= 0:
                 after, some = await self.call(index, "read_kept", after=after)
                 out += some
-        self._kept.expire(time.monotonic_ns())
-        _, ours = self._kept.read(0, 1 << 62)
-        return out + ours
+        out += [(self.client_id, outcome) for outcome in self.memory.lost(self._lives)]
+        foreign += self._not_among(out, keys or ())
+        return Kept(out, self.key_of, keys if keys is None else set(keys), await self.finder.ended(foreign))
+
+    def _not_among(self, kept: Sequence[tuple[int, Outcome]], keys: Sequence[str]) -> list[str]:
+        """Keys that this client gave, but not to the task that has them: that one was another client's."""
+        numbered = ((self.own_number(key), key) for key in keys if not parse_key(key).everywhere)
+        left = {number: key for number, key in numbered if number is not None}
+        for client, outcome in kept if left else ():
+            if client == self.client_id:
+                base = outcome.first + outcome.index
+                for lo, hi in outcome.runs:
+                    span = range(base + lo, base + hi)
+                    for number in span if len(span) < len(left) else [number for number in left if number in span]:
+                        left.pop(number, None)
+        return list(left.values())
+
+    # -- keys
+
+    @property
+    def _lives(self) -> set[str]:
+        """The lives that the pool's queues have now."""
+        return {place.uuid for place in self.route.places}
+
+    def name_task(self, number: int, key: str) -> None:
+        """The client's task `number` has this explicit key. Called by any thread."""
+        self.memory.name(number, key)
+
+    def key_of(self, client: int, number: int) -> str | None:
+        """The explicit key of a task, as far as this client knows."""
+        return self.memory.key_of(number) if client == self.client_id else None
+
+    def own_number(self, key: str) -> int | None:
+        """This client's number of the task `key`; None if it is not its own, as far as it knows."""
+        name = parse_key(key).name
+        if isinstance(name, str):
+            return self.memory.number_of(name)
+        return name[1] if name[0] == self.client_id else None
+
+    def has_buffered(self, key: str) -> bool:
+        """Whether a task may not have reached its queue yet."""
+        return self.submitter.buffered and self.own_number(key) is not None
+
+    def queue_of(self, key: str, named: Named) -> int | None:
+        """The queue that knows a task which cannot be anywhere; None if that life of it is over."""
+        if not named.uuid:
+            return queue_of(key, len(self.route))
+        return next((index for index, place in enumerate(self.route.places) if place.uuid == named.uuid), None)
+
+    def remembered(self, key: str) -> tuple[Outcome, int] | None:
+        """The outcome of an own task that its queue has lost, and its position in that."""
+        number = self.own_number(key)
+        return None if number is None else self.memory.find_lost(number, self._lives)
+
+    # -- who serves it
+
+    async def served(self) -> Served:
+        """Who serves the pool, says the directory. Raises OSError."""
+        answer = await self.session.ask("served", pool=self.name)
+        if answer[0] != OK:
+            raise DaskQueueError(f"the scheduler failed to say who serves pool {self.name}: {answer}")
+        return Served.of(answer[1])

@@ -8,41 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from distributed import Client
 
-from daskqueue.client.encoder import BLOCK_CALLS, Calls, encode_calls, item_batch
-from daskqueue.client.futures import TaskFuture, task_key
+from daskqueue.client.administration import check_state
+from daskqueue.client.dead_tasks import dead_tasks
+from daskqueue.client.naming import check_keys
 from daskqueue.client.opening import attach_pool, open_pool
 from daskqueue.client.options import check_count, pool_options
-from daskqueue.client.pieces import Piece
 from daskqueue.client.pool_connection import PoolConnection
+from daskqueue.client.reading import KeptTask, read_errors, read_values
 from daskqueue.client.session import Session, current_client
-from daskqueue.client.task_batch import TaskBatch
-from daskqueue.client.value_stream import ValueStream
+from daskqueue.client.task_door import TaskDoor
+from daskqueue.client.task_options import NOTHING
 from daskqueue.wire import nested
-from daskqueue.wire.calls import encode_args
-from daskqueue.wire.functions import Style, encode_function
-from daskqueue.wire.operations import OK
-from daskqueue_core.batch import Keep
-from daskqueue_core.errors import PoolClosed, QueueLost
-from daskqueue_core.outcomes import Outcome
+from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
+from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["QueuePool"]
 
-
-KeptPiece = tuple[str, Piece, int]
-"""A task's key, its outcome, and its index in that."""
+T = TypeVar("T")
 
 
-class QueuePool:
+class QueuePool(TaskDoor):
     """Queues on the workers of a Dask cluster.
 
     Parameters
@@ -74,6 +68,7 @@ class QueuePool:
 
     def _begin(self, session: Session, opening: Callable[[], Coroutine[Any, Any, PoolConnection]]) -> None:
         self._session = session
+        self._choice = NOTHING  # each submit reads it: found at once
         self._opening = opening if session.asynchronous else None
         self._opened = None if session.asynchronous else session.run(opening())
         if self._opened is not None and nested.inside_task():
@@ -116,103 +111,7 @@ class QueuePool:
         stats: list[QueueStats] = self.stats()
         return stats[index]
 
-    # -- work
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskFuture:
-        """Run `fn(*args, **kwargs)` on a worker. Raises here if it cannot be pickled.
-
-        Calls in a loop travel together by themselves. The result can be read by key until `result_ttl` is over.
-        """
-        return self._submit(fn, args, kwargs, Keep.KEEP)
-
-    def _submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keep: Keep) -> TaskFuture:
-        if not callable(fn):
-            raise TypeError(f"submit needs a function to call, not {fn!r}")
-        function = encode_function(fn, Style.KWARGS if kwargs else Style.ARGS)
-        return self._connection.submitter.submit(function, encode_args(args, kwargs, fn), keep)
-
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-    ) -> Any:
-        """As `concurrent.futures.Executor.map`: `fn` of the items side by side; an iterator of the values, in order.
-
-        `buffersize=None` submits everything at the call; `buffersize=n` keeps at most n tasks submitted and not yet
-        yielded, pulled by the caller's `next`. `chunksize` is a hint; tasks travel in batches of up to 1,000 anyhow.
-        """
-        if buffersize is not None:
-            check_count("buffersize", buffersize)
-        check_count("chunksize", chunksize)
-        calls = Calls(*iterables)
-        stream = ValueStream(self._connection)
-        submit = None
-        if buffersize is None:
-            self._send_calls(fn, calls, stream, Keep.STREAM)
-        else:
-
-            def submit(limit: int) -> int:
-                return self._send_calls(fn, calls, stream, Keep.STREAM, limit=limit)
-
-        values = stream.values_async if self._session.asynchronous else stream.values
-        return values(submit, buffersize, timeout)
-
-    def submit_many(self, fn: Callable[..., Any], iterable: Iterable[Any]) -> TaskBatch:
-        """Run `fn(item)` for each item; one object for all the tasks. Drains the iterable before it returns.
-
-        An exception of the iterable cancels what was sent and is raised.
-        """
-        batch = TaskBatch(self._connection)
-        self._send_calls(fn, Calls(iterable), batch, Keep.STREAM)
-        return batch
-
-    def batch_submit(self, calls: Iterable[Sequence[Any]], batch_size: int = BLOCK_CALLS) -> TaskBatch:
-        """Submit calls given as `(fn, arg, ...)` sequences; `batch_size` of them travel together at most."""
-        check_count("batch_size", batch_size)
-        batch = TaskBatch(self._connection, keeps=True)
-        for fn, group in itertools.groupby(map(_checked_call, calls), key=lambda call: call[0]):
-            self._send_calls(fn, Calls.of_tuples(tuple(call[1:]) for call in group), batch, Keep.KEEP, batch_size)
-        return batch
-
-    def _send_calls(
-        self,
-        fn: Callable[..., Any],
-        calls: Calls,
-        sink: TaskBatch | ValueStream,
-        keep: Keep,
-        most: int = BLOCK_CALLS,
-        limit: int | None = None,
-    ) -> int:
-        """Send all calls; returns how many."""
-        if not callable(fn):
-            raise TypeError(f"a task needs a function to call, not {fn!r}")
-        connection, before = self._connection, len(sink)
-        most = min(most, connection.submitter.batch_calls)
-        try:
-            for batch in encode_calls(fn, calls, client=self._session.id, keep=keep, most=most, limit=limit):
-                first = self._session.numbers(batch.count)
-                index = sink.extend(batch.count, first)
-                connection.submitter.send(batch._replace(first=first), sink, index)
-        except BaseException:
-            connection.abandon(sink)
-            raise
-        return len(sink) - before
-
-    def put(self, item: Any, *, block: bool = True, timeout: float | None = None) -> Any:
-        """Put an item for a custom consumer; returns once it was accepted. Otherwise as `put_many`."""
-        return self.put_many((item,), block=block, timeout=timeout)
-
-    def put_many(self, items: Iterable[Any], *, block: bool = True, timeout: float | None = None) -> Any:
-        """Put items for a custom consumer; returns once all were accepted.
-
-        A full queue makes it wait; with `block=False`, after `timeout` seconds, or in a pool with `on_full="raise"` it
-        raises `queue.Full` instead. Items travel in batches of up to 1,000: those before the refused one were put.
-        """
-        batches = list(item_batch(items, most=self._connection.submitter.batch_calls))
-        return self._session.sync(self._connection.put(batches, timeout if block else 0.0))
+    # -- waiting
 
     def flush(self) -> Any:
         """Wait until everything submitted so far was accepted by its queue."""
@@ -240,6 +139,10 @@ class QueuePool:
         """What each queue says of itself: a list of `QueueStats`."""
         return self._session.sync(self._connection.stats())
 
+    def health(self) -> Any:
+        """How the pool is, and what is wrong with it: a `PoolHealth`."""
+        return self._session.sync(self._connection.checkup.health())
+
     def get_queue_size(self) -> Any:
         """Messages that wait in each queue, by name."""
         return self._session.sync(self._queue_sizes())
@@ -251,26 +154,69 @@ class QueuePool:
     def results(self, keys: Iterable[str] | None = None, *, raise_on_error: bool = False) -> Any:
         """Values by key, in submission order for each client: of `submit` and `batch_submit` tasks that succeeded.
 
-        `raise_on_error`: raise the first failed task's exception instead of leaving it out.
+        `raise_on_error`: raise the first failed task's exception instead of leaving it out. A task of another client
+        that has a key of its own is listed under it only if `keys` names it.
         """
-        return self._read(keys, partial(_values, raise_on_error=raise_on_error))
+        return self._read(keys, partial(read_values, raise_on_error=raise_on_error))
 
     def failures(self, keys: Iterable[str] | None = None) -> Any:
         """Exceptions by key, of `submit` and `batch_submit` tasks that failed."""
-        return self._read(keys, _errors)
+        return self._read(keys, read_errors)
 
-    def _read(self, keys: Iterable[str] | None, read: Callable[[list[KeptPiece]], dict[str, Any]]) -> Any:
-        """Unpickling is other people's code: in the caller's thread, or in one of its own."""
-        wanted = None if keys is None else set(keys)
+    def _read(self, keys: Iterable[str] | None, read: Callable[[list[KeptTask]], dict[str, Any]]) -> Any:
+        wanted = None if keys is None else check_keys(keys)
+        return self._then(self._connection.read_kept(wanted), lambda kept: read(kept.tasks()))
+
+    def get_future(self, key: str) -> Any:
+        """The future of the task `key`, whoever submitted it; `KeyError` if nobody knows it.
+
+        It ends with `ResultExpired` if the task has ended and its result is not kept any more. After a `requeue` it is
+        that of the new life. A task that this client has submitted and that has not reached its queue is waited for.
+        """
+        if not isinstance(key, str):
+            raise TypeError(f"a key must be a string, not {key!r}")
+        return self._session.sync(self._connection.finder.find(key))
+
+    # -- control
+
+    def cancel(self, keys: Iterable[str]) -> Any:
+        """Cancel tasks by key, whoever submitted them. Returns how many have ended by it; what runs is asked to stop.
+
+        Keys that nobody knows are left out, here and in the calls below.
+        """
+        return self._session.sync(self._connection.canceller.cancel_keys(check_keys(keys)))
+
+    def forget(self, keys: Iterable[str]) -> Any:
+        """Drop kept results, and what is known of cancelled and expired tasks. Returns how many."""
+        return self._session.sync(self._connection.administration.forget(check_keys(keys)))
+
+    def dead_letters(self, limit: int | None = None) -> Any:
+        """Tasks and items that failed for good: a list of `DeadTask`, `limit` at most. They stay until requeued,
+        purged, or submitted again under their key."""
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):  # type: ignore[redundant-expr]
+            raise ValueError(f"limit must be a whole number that is not negative, or None for all, not {limit!r}")
+        return self._then(self._connection.administration.dead_letters(limit), dead_tasks)
+
+    def requeue(self, keys: Iterable[str] | Literal["all"]) -> Any:
+        """Run dead letters again, or "all" of them, each in a new life: without the attempts it has had.
+
+        Returns how many. Futures of the old life keep their outcome; `get_future` gives the new one.
+        """
+        names = None if isinstance(keys, str) and keys == "all" else check_keys(keys)
+        return self._session.sync(self._connection.administration.requeue(names))
+
+    def purge(self, state: MessageState | str) -> Any:
+        """Drop everything in `state`, a `MessageState` or its name, such as "failed" or "ready". Returns how many.
+
+        What has not begun ends as cancelled; what runs cannot be purged.
+        """
+        return self._session.sync(self._connection.administration.purge(check_state(state)))
+
+    def _then(self, asking: Coroutine[Any, Any, T], read: Callable[[T], Any]) -> Any:
+        """What `read` makes of an answer. Unpickling is other people's code: in the caller's thread, or one apart."""
         if self._session.asynchronous:
-            return self._read_async(wanted, read)
-        return read(_keyed(self._session.run(self._connection.kept()), wanted))
-
-    async def _read_async(
-        self, wanted: set[str] | None, read: Callable[[list[KeptPiece]], dict[str, Any]]
-    ) -> dict[str, Any]:
-        kept = await self._connection.kept()
-        return await asyncio.to_thread(lambda: read(_keyed(kept, wanted)))
+            return _read_apart(asking, read)
+        return read(self._session.run(asking))
 
     # -- the end
 
@@ -294,21 +240,16 @@ class QueuePool:
         connection = self._connection
         if self._session.alive:
             if cancel_futures:
-                await connection.cancel_everything()
-            with contextlib.suppress(QueueLost, PoolClosed, OSError):
-                kinds = await self._served()
-                if kinds and cancel_futures:
+                await connection.canceller.cancel_everything()
+            with contextlib.suppress(QueueLost, DaskQueueError, OSError):
+                served = await connection.served()
+                if served.kinds and cancel_futures:
                     await connection.collector.wait_quiet()
-                elif kinds:
-                    await connection.join(None, kinds)
+                elif served.kinds:
+                    await connection.join_served(served.kinds)
         connection.close(CancelledError())
         with contextlib.suppress(OSError, PoolClosed):
             await self._session.ask("close", pool=connection.name)
-
-    async def _served(self) -> tuple[int, ...]:
-        """The kinds of work that a consumer is there for."""
-        answer = await self._session.ask("served", pool=self.name)
-        return tuple(answer[1][0]) if answer[0] == OK else ()
 
     def __enter__(self) -> QueuePool:
         return self
@@ -325,6 +266,11 @@ class QueuePool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._shut_down(kind is not None)
+
+
+async def _read_apart(asking: Coroutine[Any, Any, T], read: Callable[[T], Any]) -> Any:
+    answer = await asking
+    return await asyncio.to_thread(read, answer)
 
 
 async def _nothing() -> None:
@@ -345,37 +291,3 @@ def _attach_here(name: str) -> QueuePool:
     pool = QueuePool.__new__(QueuePool)
     pool._begin(session, partial(attach_pool, session, name, known=True))
     return pool
-
-
-def _checked_call(call: Sequence[Any]) -> Sequence[Any]:
-    if not isinstance(call, (tuple, list)) or not call or not callable(call[0]):
-        raise TypeError(f"batch_submit takes (function, argument, ...) tuples, not {call!r}")
-    return call
-
-
-def _keyed(kept: Iterable[tuple[int, Outcome]], wanted: set[str] | None) -> list[KeptPiece]:
-    """Kept tasks in order of submission for each client."""
-    found: dict[tuple[int, int], tuple[Piece, int]] = {}
-    for client, outcome in kept:
-        piece = Piece(outcome)
-        for lo, hi in outcome.runs:
-            for index in range(lo, hi):
-                found.setdefault((client, outcome.first + outcome.index + index), (piece, index))
-    keyed = ((task_key(client, number), *found[client, number]) for client, number in sorted(found))
-    return [entry for entry in keyed if wanted is None or entry[0] in wanted]
-
-
-def _values(kept: list[KeptPiece], *, raise_on_error: bool) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, piece, index in kept:
-        error = piece.error(index)
-        if error is None:
-            values[key] = piece.value(index)
-        elif raise_on_error:
-            raise error
-    return values
-
-
-def _errors(kept: list[KeptPiece]) -> dict[str, BaseException]:
-    errors = {key: piece.error(index) for key, piece, index in kept}
-    return {key: error for key, error in errors.items() if error is not None}

@@ -11,26 +11,26 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import CancelledError
 from queue import Full as QueueFull
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
-from daskqueue.client.futures import FutureSink, Home, Sink, TaskFuture
+from daskqueue.client.futures import FutureSink, Home, KeyedFuture, Sink, TaskFuture
+from daskqueue.client.gathering import BATCH_CALLS, Call, gather
 from daskqueue.client.session import Session
+from daskqueue.client.task_options import Terms
 from daskqueue.wire.functions import EncodedFunction
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue_core.balancer import RoundRobin
-from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
+from daskqueue_core.batch import Batch
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.ledger import Early
 from daskqueue_core.producer import ProducerStream, PutRequest
 from daskqueue_core.queue import Accepted, Full
 
-__all__ = ["BATCH_BYTES", "BATCH_CALLS", "Owner", "Submitter", "most_in_a_put"]
+__all__ = ["ROOM_WAIT_S", "Owner", "Submitter", "most_in_a_put"]
 
-BATCH_CALLS: Final = 1000
-BATCH_BYTES: Final = 1 << 20
 BUFFER_BYTES: Final = 64 << 20
 BUFFER_CALLS: Final = 100_000
 COALESCE_PUTS: Final = 2
@@ -38,15 +38,11 @@ ROOM_WAIT_S: Final = 20.0
 FUTURES_PER_CONDITION: Final = 128
 
 
-class _Call(NamedTuple):
-    function: EncodedFunction
-    body: bytes
-    future: TaskFuture
-    keep: Keep
-
-
 class Owner(Home, Protocol):
     """What the streams do not decide by themselves."""
+
+    def name_task(self, number: int, key: str) -> None:
+        """The client's task `number` has this explicit key. Called by any thread."""
 
     async def replaced(self, index: int) -> None:
         """Queue `index` has another life; returns when its stream speaks for it, or is to be asked again."""
@@ -84,11 +80,12 @@ class Submitter:
         self._owner = owner
         self.batch_calls = min(BATCH_CALLS, most_in_a_put(maxsize, on_full) or BATCH_CALLS)  # of a batch, at most
         self._maxsize = maxsize
+        self._crowd = min(maxsize or BUFFER_CALLS, BUFFER_CALLS)  # with fewer it is not full: a look without a call
         self._wait_for_room_s = ROOM_WAIT_S if on_full == "wait" else 0.0
         self._balancer = RoundRobin(len(streams), start=session.id)
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._batches: deque[tuple[Batch, Sink | None, int]] = deque()
         self._buffered = 0  # messages in the buffer and offered to streams
         self._buffered_bytes = 0
@@ -104,11 +101,13 @@ class Submitter:
 
     # -- any thread
 
-    def submit(self, function: EncodedFunction, body: bytes, keep: Keep = Keep.KEEP) -> TaskFuture:
+    def submit(
+        self, function: EncodedFunction, body: bytes, terms: Terms, ready_at: int = 0, key: str | None = None
+    ) -> TaskFuture:
         """Take one call. Waits for room in the buffer, except on the event loop."""
         session = self._session
         with self._lock:
-            if self._is_full():
+            if (self._buffered >= self._crowd or self._buffered_bytes > BUFFER_BYTES) and self._is_full():
                 self._await_room()
             if self._refusal is not None:
                 raise self._refusal
@@ -116,8 +115,12 @@ class Submitter:
                 self._condition = threading.Condition()
                 self._condition_left = FUTURES_PER_CONDITION
             self._condition_left -= 1
-            future = TaskFuture(self._owner, session.numbers(1), self._condition)
-            self._calls.append(_Call(function, body, future, keep))
+            if key is None:
+                future = TaskFuture(self._owner, session.numbers(1), self._condition)
+            else:
+                future = KeyedFuture(self._owner, session.numbers(1), self._condition, key)
+                self._owner.name_task(future.number, key)
+            self._calls.append(Call(function, body, future, terms, ready_at))
             self._buffered += 1
             self._buffered_bytes += len(body)
             wake = not self._woken
@@ -184,15 +187,15 @@ class Submitter:
         in_flight = sum(stream.in_flight for stream in self._streams)
         with self._lock:
             batches, self._batches = self._batches, deque()
-            calls: deque[_Call] = deque()
+            calls: deque[Call] = deque()
             if len(self._calls) >= self.batch_calls or in_flight < COALESCE_PUTS:
                 calls, self._calls = self._calls, calls
             self._woken = bool(self._calls)  # what stays leaves with the next answer
-        for batch, sink, shift in batches:
-            self._streams[self._balancer.pick()].offer(batch, sink, shift)
+        for batch, of, shift in batches:
+            self._streams[self._balancer.pick()].offer(batch, of, shift)
         while calls:
-            batch, sink = _gather(calls, self._session.id, self.batch_calls)
-            self._streams[self._balancer.pick()].offer(batch, sink)
+            batch, sink, queue = gather(calls, self._session.id, self.batch_calls, len(self._streams))
+            self._streams[self._balancer.pick() if queue is None else queue].offer(batch, sink)
         for index in range(len(self._streams)):
             self.kick(index)
 
@@ -311,7 +314,7 @@ class Submitter:
 
     def take_back(self, sink: Sink | None) -> int:
         """Cancel what of a sink (None: of any) is still in the buffer; how many messages that were."""
-        calls: deque[_Call] = deque()
+        calls: deque[Call] = deque()
         batches: list[tuple[Batch, Sink, int]] = []
         with self._lock:
             if sink is None:
@@ -344,11 +347,30 @@ class Submitter:
             else:
                 return False
             self._calls.remove(call)
-            self._buffered -= 1
-            self._buffered_bytes -= len(call.body)
-            self._room.notify_all()
+            self._withdrawn(call)
         FutureSink([future]).lose(0, 1, CancelledError())
         return True
+
+    def withdraw_numbers(self, numbers: Container[int]) -> set[int]:
+        """Take the calls back that have these numbers and are still in the buffer; returns which were."""
+        withdrawn: list[TaskFuture] = []
+        with self._lock:
+            for _ in range(len(self._calls)):
+                call = self._calls.popleft()
+                if call.future.number in numbers:
+                    self._withdrawn(call)
+                    withdrawn.append(call.future)
+                else:
+                    self._calls.append(call)
+        for future in withdrawn:
+            FutureSink([future]).lose(0, 1, CancelledError())
+        return {future.number for future in withdrawn}
+
+    def _withdrawn(self, call: Call) -> None:
+        """Called with the lock held; nothing will come of it."""
+        self._buffered -= 1
+        self._buffered_bytes -= len(call.body)
+        self._room.notify_all()
 
     def refuse(self, error: BaseException) -> None:
         """Whoever submits from now on gets `error`."""
@@ -380,32 +402,3 @@ def _release(waiting: list[asyncio.Future[None]]) -> None:
         if not future.done():
             future.set_result(None)
     waiting.clear()
-
-
-def _gather(calls: deque[_Call], client: int, most: int) -> tuple[Batch, FutureSink]:
-    """The first calls of one function, with consecutive numbers, as a batch."""
-    head = calls[0]
-    shared, keep, number = head.function.shared, head.keep, head.future.number
-    bodies: list[bytes] = []
-    futures: list[TaskFuture] = []
-    nbytes = 0
-    while calls and len(bodies) < most and nbytes < BATCH_BYTES:
-        call = calls[0]
-        if call.function.shared is not shared or call.keep is not keep or call.future.number != number + len(bodies):
-            break
-        calls.popleft()
-        bodies.append(call.body)
-        futures.append(call.future)
-        nbytes += len(call.body)
-    batch = Batch(
-        count=len(bodies),
-        body=b"".join(bodies),
-        lengths=lengths_column(bodies),
-        shared=shared,
-        kind=Kind.CALL,
-        function=head.function.hash,
-        client=client,
-        first=number,
-        keep=keep,
-    )
-    return batch, FutureSink(futures, keeps=keep is Keep.KEEP)

@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from daskqueue.client.futures import Home, TaskFuture
+from daskqueue.client.naming import task_key
 from daskqueue.client.pieces import LostPiece, Piece
 from daskqueue.client.timeouts import WaitTimeout
 from daskqueue_core.batch import Run
@@ -39,8 +40,9 @@ class TaskBatch(Sequence[TaskFuture]):
     `results()` gives the values in order, `failures()` the exceptions of those that failed.
     """
 
-    def __init__(self, home: Home, *, keeps: bool = False) -> None:
+    def __init__(self, home: Home, *, keeps: bool = False, discard: bool = False) -> None:
         self.keeps = keeps
+        self._discard = discard  # nobody reads what they return
         self._home = home
         self._condition = threading.Condition()
         self._numbers: list[tuple[int, int]] = []  # (index of the first task, its number) of each batch put
@@ -64,7 +66,7 @@ class TaskBatch(Sequence[TaskFuture]):
 
     def deliver(self, delivery: Delivery) -> None:
         """These messages ended."""
-        piece, shift = Piece(delivery.outcome), delivery.shift
+        piece, shift = Piece(delivery.outcome, discard=self._discard), delivery.shift
         failed = [index for index, _, _ in delivery.outcome.errors] if piece.end == End.RUN else None
         for lo, hi in delivery.runs:
             count = hi - lo if failed is None else sum(lo <= index < hi for index in failed)
@@ -201,7 +203,7 @@ class TaskBatch(Sequence[TaskFuture]):
                 out += values
                 continue
             for at in range(index - shift, stop - shift):
-                error = piece.error(at)
+                error = self._error(piece, at, shift)
                 if error is not None:
                     raise error
                 out.append(piece.value(at))
@@ -214,10 +216,16 @@ class TaskBatch(Sequence[TaskFuture]):
         out: dict[int, BaseException] = {}
         for index, stop, piece, shift in self._in_order():
             for at in range(index, stop):
-                error = piece.error(at - shift)
+                error = self._error(piece, at - shift, shift)
                 if error is not None:
                     out[at] = error
         return out
+
+    def _error(self, piece: Piece, at: int, shift: int) -> BaseException | None:
+        """What message `at` of a piece failed with."""
+        if not piece.failed(at):
+            return None
+        return piece.error(at, task_key(self._home.client_id, self._number(at + shift)))
 
     def _in_order(self) -> Iterator[tuple[int, int, Piece, int]]:
         """Runs of tasks with the piece they share: `(index, stop, piece, index of the outcome's first message)`."""
