@@ -37,7 +37,8 @@ from daskqueue_core.errors import TaskTimeout
 
 __all__ = ["GRACE_S", "WATCHDOG", "Watch", "Watchdog", "thread_watch"]
 
-GRACE_S: Final = 1.0
+GRACE_S: Final = 0.1  # in which a strike comes to any code that runs Python
+AGAIN_S: Final = 1.0
 _CLOSED_MAX: Final = 64
 _SHORTEST_S: Final = 0.001  # between two looks at one watch
 
@@ -55,7 +56,8 @@ class Watch:
     """The deadline of the element that a job runs now. `begin`, `end` and `close` are the job's, in its own thread.
 
     `strike(index)` interrupts the element `index`, and `absorb()` takes back, in the job's thread, a strike that has
-    not arrived. `on_overdue()` is called in the watchdog's thread, every `GRACE_S` while an element is overdue.
+    not arrived. `on_overdue()` is called in the watchdog's thread, when an element is overdue, and every
+    `AGAIN_S` as long as it is.
     """
 
     __slots__ = ("_absorb", "_mark", "_on_overdue", "_sent", "_strike", "_struck", "deadline", "overdue", "timeout")
@@ -128,7 +130,9 @@ class Watch:
                 return min(tell_at, next_element)
             self.overdue = index
             _call(tell)
+            wait = AGAIN_S
         else:
+            wait = GRACE_S
             try:
                 deadline, index = mark[0]
                 if deadline > now:
@@ -138,8 +142,8 @@ class Watch:
                 return next_element
             _call(partial(strike, index))
             self._sent = mark
-        self._struck = now + GRACE_S, index
-        return min(now + GRACE_S, next_element)
+        self._struck = now + wait, index
+        return min(now + wait, next_element)
 
 
 def _call(callback: Callable[[], None]) -> None:
