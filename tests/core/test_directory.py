@@ -14,6 +14,7 @@ from daskqueue_core.directory import (
     Place,
     Release,
     StopConsuming,
+    TakeOver,
     differences,
     newest,
 )
@@ -421,7 +422,177 @@ def test_a_guest_that_left_ends_nothing(directory: Directory) -> None:
     assert list(directory.pools) == ["p"]
 
 
+# -- moves
+
+
+@pytest.fixture
+def moving(directory: Directory) -> Directory:
+    """Queue u0 is at A, under epoch 0, and is ordered to B, under epoch 1; C is there too."""
+    join(directory, A, B, C)
+    open_pool(directory)
+    directory.hosted("p", "u0")
+    assert directory.move("p", 0, B) == [TakeOver(B, "p", 0, "u0", 1, A, {"n_queues": 1})]
+    assert directory.pools["p"].places == [Place("u0", A, 0, True)]
+    return directory
+
+
+def test_a_move(moving: Directory) -> None:
+    """The place is switched when the new host serves; then the old one may forget."""
+    assert moving.moved("p", "u0", 1) == [Drop(A, "p", "u0", 0)]
+    assert moving.pools["p"].places == [Place("u0", B, 1, True)]
+    assert moving.moved("p", "u0", 1) == []
+    assert moving.move("p", 0, A) == [TakeOver(A, "p", 0, "u0", 2, B, {"n_queues": 1})]
+
+
+def test_what_cannot_be_moved(moving: Directory) -> None:
+    """What is about to move, to where it is, to nowhere, or is not there: nothing is ordered."""
+    assert moving.move("p", 0, C) == []
+    moving.moved("p", "u0", 1)
+    assert moving.move("p", 0, B) == []
+    assert moving.move("p", 0, "tcp://unknown") == []
+    assert moving.move("p", 1, A) == []
+    assert moving.move("p", -1, A) == []
+    assert moving.move("unknown", 0, A) == []
+    moving.worker_left(B)
+    assert moving.pools["p"].places == [Place("u1", A, 2, False)]
+    assert moving.move("p", 0, C) == []
+
+
+def test_a_move_that_failed(moving: Directory) -> None:
+    """The old host takes the queue over from itself; what the new one may have of it is dropped."""
+    home = TakeOver(A, "p", 0, "u0", 2, A, {"n_queues": 1})
+    assert moving.move_failed("p", "u0", 1) == [Drop(B, "p", "u0", 1), home]
+    assert moving.pools["p"].places == [Place("u0", A, 0, True)]
+    assert moving.moved("p", "u0", 1) == []
+    assert moving.move_failed("p", "u0", 1) == []
+    assert moving.moved("p", "u0", 2) == []
+    assert moving.pools["p"].places == [Place("u0", A, 2, True)]
+
+
+def test_not_even_at_home(moving: Directory) -> None:
+    """Then it is lost, and everything of it is dropped."""
+    moving.move_failed("p", "u0", 1)
+    orders = moving.move_failed("p", "u0", 2)
+    assert orders == [Drop(A, "p", "u0", 2), Host(B, "p", 0, "u1", 3, {"n_queues": 1}, ("c1",))]
+    assert moving.move_failed("p", "u0", 2) == []
+
+
+def test_the_new_host_is_lost_before_the_switch(moving: Directory) -> None:
+    """The same, and nobody is left there to drop anything. The lost owner is named when it has arrived."""
+    owner = f"{B}#1"
+    assert moving.worker_left(B) == [Release(A, owner), TakeOver(A, "p", 0, "u0", 2, A, {"n_queues": 1})]
+    assert moving.moved("p", "u0", 2) == [Release(A, owner)]
+    assert moving.pools["p"].places == [Place("u0", A, 2, True)]
+
+
+def test_the_old_host_is_lost_before_the_switch(moving: Directory) -> None:
+    """Who takes it over knows whether that was in time; until it says so, nobody else hosts it."""
+    assert moving.worker_left(A) == []
+    assert moving.pools["p"].places == [Place("u0", "", 0, False)]
+    assert join(moving, "tcp://d") == []
+    assert moving.moved("p", "u0", 1) == [Release(B, f"{A}#1")]
+    assert moving.pools["p"].places == [Place("u0", B, 1, True)]
+
+
+def test_the_old_host_is_lost_with_the_queue(moving: Directory) -> None:
+    """It was not in time: another life."""
+    moving.worker_left(A)
+    orders = moving.move_failed("p", "u0", 1)
+    assert orders == [Drop(B, "p", "u0", 1), Host(C, "p", 0, "u1", 2, {"n_queues": 1}, ("c1",))]
+
+
+def test_both_hosts_are_lost(moving: Directory) -> None:
+    """One after the other, in any order."""
+    moving.worker_left(A)
+    assert moving.worker_left(B) == [Host(C, "p", 0, "u1", 2, {"n_queues": 1}, ("c1",))]
+    assert moving.moved("p", "u0", 1) == []
+
+
+def test_home_is_lost_on_the_way_back(moving: Directory) -> None:
+    """The new host first, then the old one: another life, and no order to the dead."""
+    moving.worker_left(B)
+    assert moving.worker_left(A) == [Host(C, "p", 0, "u1", 3, {"n_queues": 1}, ("c1",))]
+
+
+def test_owners_that_were_lost_meanwhile(moving: Directory) -> None:
+    """The old host may not have heard, and the new one could not; leases of others that are not here go back, too."""
+    assert moving.worker_left(C) == [Release(A, f"{C}#1")]
+    orders = moving.moved("p", "u0", 1, ["tcp://old#7", f"{A}#1", f"{C}#1"])
+    assert orders == [Release(B, f"{C}#1"), Release(B, "tcp://old#7"), Drop(A, "p", "u0", 0)]
+
+
+def test_a_host_that_comes_back_is_another(moving: Directory) -> None:
+    """A new incarnation of the old host has nothing."""
+    moving.worker_joined(A, f"{A}#2", 2)
+    assert moving.pools["p"].places == [Place("u0", "", 0, False)]
+    assert moving.moved("p", "u0", 1) == [Release(B, f"{A}#1")]
+
+
+def test_a_pool_ends_while_it_moves(moving: Directory) -> None:
+    """Both hosts drop it, whatever they have."""
+    assert moving.close("p") == [Drop(A, "p", "u0", 0), Drop(B, "p", "u0", 1)]
+    assert moving.moved("p", "u0", 1) == []
+    assert moving.move_failed("p", "u0", 1) == []
+
+
+def test_an_old_host_failure_during_a_move(moving: Directory) -> None:
+    """It is believed: the life is over, at the new host as well."""
+    orders = moving.host_failed("p", "u0")
+    assert orders == [Drop(B, "p", "u0", 1), Host(B, "p", 0, "u1", 2, {"n_queues": 1}, ("c1",))]
+    assert moving.moved("p", "u0", 1) == []
+
+
 # -- whatever happens
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_one_queue_and_one_epoch_on_a_random_walk(directory: Directory, seed: int) -> None:
+    """Hosts that serve what they are told, move and die: no epoch twice; when all is answered, one place serves.
+
+    Whatever else a host was given of a queue it was told to drop.
+    """
+    chance = random.Random(seed)
+    join(directory, A, B)
+    orders = open_pool(directory, 2)
+    given: set[tuple[int, int]] = set()
+    has: dict[tuple[str, str], int] = {}
+    open_orders: list[Any] = []
+    for incarnation in range(200):
+        for order in orders:
+            if isinstance(order, (Host, TakeOver)):
+                assert (order.index, order.epoch) not in given
+                given.add((order.index, order.epoch))
+                assert order.address in directory.workers
+                has[order.address, order.uuid] = order.epoch
+                open_orders.append(order)
+            elif isinstance(order, Drop) and has.get((order.address, order.uuid), 1 << 30) <= order.epoch:
+                del has[order.address, order.uuid]
+        if open_orders and (incarnation >= 150 or chance.random() < 0.4):
+            order = open_orders.pop(chance.randrange(len(open_orders)))
+            if isinstance(order, Host):
+                directory.hosted("p", order.uuid)
+                orders = []
+            else:
+                answer = directory.moved if chance.random() < 0.6 else directory.move_failed
+                orders = answer("p", order.uuid, order.epoch)
+        elif incarnation >= 150:
+            orders = []
+        elif chance.random() < 0.5:
+            orders = directory.move("p", chance.randrange(2), chance.choice([A, B, C]))
+        else:
+            address = chance.choice([A, B, C])
+            has = {key: epoch for key, epoch in has.items() if key[0] != address}
+            if chance.random() < 0.5:
+                orders = directory.worker_left(address)
+            else:
+                orders = directory.worker_joined(address, f"#{incarnation}", 2)
+    if not directory.workers:
+        return
+    places = directory.pools["p"].places
+    assert not directory.pools["p"].moves
+    assert all(place.up for place in places)
+    assert {place.address for place in places} <= set(directory.workers)
+    assert has == {(place.address, place.uuid): place.epoch for place in places}
 
 
 @pytest.mark.parametrize("seed", range(20))

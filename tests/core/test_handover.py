@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from daskqueue_core.batch import Batch, Keep, Kind, OnDuplicate, lengths_column
@@ -15,10 +16,11 @@ from daskqueue_core.protocols import Accepted, Demand, Known, Lease
 from daskqueue_core.queue import TransientQueue
 from daskqueue_core.states import MessageState
 from daskqueue_core.testing.clock import ManualClock
-from daskqueue_core.testing.queue_machine import HOUR, RecordedQueue, queue_machine
+from daskqueue_core.testing.queue_machine import CLIENTS, HOUR, RecordedQueue, queue_machine
 
 SECOND = 10**9
 ME, OTHER = 1, 2
+ENDS = ["ok", "ok", "retry", "later", "fail"]
 
 
 def journey(state: HandOver) -> HandOver:
@@ -53,12 +55,12 @@ def everything(queue: TransientQueue) -> dict[str, Any]:
         "dead": [(each.card, each.template, each.body, each.life) for each in queue._letters._letters.values()],
         "with exceptions": list(queue._letters._with_blob),
         "kept": (queue.read_kept(0, 1 << 60), kept._next, list(kept._collected.items()), list(kept._abandoned)),
-        "kept by batch": kept._of,
+        "kept by batch": {batch: list(numbers) for batch, numbers in kept._of.items()},
         "outboxes": {
             client: (box.read_at, box.items(), box.nbytes, box.read(1 << 60).outcomes)
             for client, box in mail._outboxes.items()
         },
-        "followers": mail._followers,
+        "followers": {seq: list(followers) for seq, followers in mail._followers.items()},
         "names": {client: [queue._names.find(client, n) for n in range(above)] for client, above in clients.items()},
         "given": clients,
         "entries": {
@@ -76,7 +78,18 @@ def everything(queue: TransientQueue) -> dict[str, Any]:
 
 
 class MovingQueue(queue_machine()):  # type: ignore[misc]
-    """The queue's machine, and now and then the queue moves."""
+    """The queue's machine, and now and then the queue moves. It is kept busy, so that there is something to move."""
+
+    @rule(client=st.sampled_from(CLIENTS), block=st.booleans(), ends=st.permutations(ENDS), more=st.booleans())
+    def work(self, client: int, block: bool, ends: list[str], more: bool) -> None:
+        """Some tasks, of which most end in one way or another, and some of those are requeued."""
+        keys = tuple(f"w{self.numbers}-{end}" for end in ends) if more else ()
+        self.put(self.batch(client, len(ends), block, keep=Keep.KEEP if more else Keep.STREAM, keys=keys))
+        self.lease(4, suspects=False, tags=None)
+        if self.leases:
+            self.settle(len(self.leases) - 1, ends, again=more)
+        if more:
+            self.requeue(0, 1)
 
     @rule()
     def move(self) -> None:
@@ -299,6 +312,47 @@ def test_a_dead_letter_lives_again_there(queue: TransientQueue, clock: ManualClo
     there.ack(there._ledger.leases_of("local")[0].id)
     assert there.poll(ME).outcomes[-1].life == 1
     assert there.stats().nbytes == 0
+    there.validate()
+
+
+def test_attempts_are_counted_on(queue: TransientQueue, clock: ManualClock) -> None:
+    """A consumer is told how often a task failed at the old host, and its client in the end; so do the counters."""
+    put(queue, batch(0, b"a"))
+    queue.nack(lease(queue), delay=0)
+    there = moved(queue, clock)
+    assert lease(there).attempts == [1]
+    there.ack(there._ledger.leases_of("local")[0].id)
+    assert there.poll(ME).outcomes[0].attempts == bytes([2])
+    assert there.stats().retries == 1
+
+
+def test_lives_are_counted_on(queue: TransientQueue, clock: ManualClock) -> None:
+    """Of a task that was requeued twice, and moved in between in every state."""
+    put(queue, batch(0, b"a"))
+    for _ in range(2):
+        queue.nack(lease(queue))
+        queue = moved(queue, clock)
+        assert queue.requeue() == 1
+        queue = moved(queue, clock)
+    queue.ack(lease(queue))
+    assert [outcome.life for outcome in queue.poll(ME).outcomes] == [0, 1, 2]
+    queue.validate()
+
+
+def test_results_of_a_client_that_is_gone(queue: TransientQueue, clock: ManualClock) -> None:
+    """They stay for others, and make room first, at the new host as well; new ones are not mistaken for old ones."""
+    put(queue, batch(0, b"a", b"b", keep=Keep.KEEP))
+    queue.settle(lease(queue, 2).id, [Report(0, 1, b"A" * 1000), Report(1, 2, b"B" * 1000)])
+    queue.forget_tasks([(ME, 0)])
+    clock.set(clock() + 3600 * SECOND)
+    queue.tick()
+    there = moved(queue, clock, result_max_bytes=1500)
+    put(there, batch(5, b"c", client=OTHER, keep=Keep.KEEP))
+    there.ack(lease(there))
+    assert [client for client, _ in there.read_kept()[1]] == [ME, OTHER]
+    put(there, batch(6, b"d", client=OTHER, keep=Keep.KEEP))
+    there.settle(lease(there).id, [Report(3, 4, b"D" * 1000)])
+    assert [client for client, _ in there.read_kept()[1]] == [OTHER, OTHER]
     there.validate()
 
 

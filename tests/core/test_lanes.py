@@ -263,6 +263,19 @@ def test_what_is_left_of_a_piece() -> None:
     assert line.lanes.by_id[0].suspects == [(0, 1), (1, 2)]
 
 
+def test_pieces_of_what_was_no_suspect_meanwhile() -> None:
+    """Damaged and requeued it left its piece unseen; suspect again, only the new pieces count."""
+    line = Line(8)
+    line.lease((0, 8))
+    line.give_suspects((0, 8))
+    for move in (Move.DAMAGED, Move.REQUEUED):
+        line.move(compiled(move), (0, 6))
+    line.lanes.give([(0, 6)])
+    line.lease((0, 6))
+    line.give_suspects((0, 2), (2, 4))
+    assert line.offers() == [(0, 2), (2, 4), (6, 8)]
+
+
 def test_pieces_do_not_cross_lanes() -> None:
     """One that does is two."""
     line = Line(4)

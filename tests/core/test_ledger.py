@@ -637,6 +637,16 @@ def test_a_message_for_later() -> None:
     assert desk.lease().runs == ((2, 4),)
 
 
+def test_no_time_is_at_once_on_any_clock() -> None:
+    """0 is no time, for a put and for a return, also before the epoch."""
+    desk = Desk()
+    desk.now = -500
+    desk.put(2, expires_at=10)
+    assert desk.states() == [READY, READY]
+    desk.give_back(desk.lease().lease)
+    assert desk.states() == [READY, READY]
+
+
 def test_a_time_for_each_message() -> None:
     """Some of them at once; what falls due together is one run."""
     desk = Desk(page_size=8)
@@ -742,6 +752,33 @@ def test_requeue_after_it_expired_as_a_dead_letter() -> None:
     desk.do(desk.ledger.decide_requeue([(1, 2)], 12))
     assert desk.due(99) == []
     assert desk.states() == [EXPIRED, READY]
+
+
+def test_requeue_after_an_expiry_that_nobody_looked_at() -> None:
+    """Its time passed while it was a dead letter, whether or not time was let pass in between."""
+    desk = Desk()
+    desk.put(1, expires_at=10)
+    desk.fail(desk.lease().lease)
+    desk.do(desk.ledger.decide_requeue([(0, 1)], 12))
+    assert desk.due(99) == []
+    assert desk.states() == [READY]
+
+
+def test_a_dead_letter_keeps_its_expiry_among_many() -> None:
+    """What ended is pruned from the schedule, what may be requeued is not."""
+    desk = Desk(page_size=4096)
+    desk.put(1, expires_at=10**9)
+    desk.fail(desk.lease().lease)
+    for time in range(1, 40_000):
+        event = desk.ledger.decide_put(1, 0, expires_at=10**9 + 2 * time)
+        assert isinstance(event, Put)
+        desk.ledger.apply(event)
+        done = desk.ledger.decide_cancel([(time, time + 1)], 0)
+        assert done is not None
+        desk.ledger.apply(done)
+    assert len(desk.ledger.expiring) < 20_000
+    desk.do(desk.ledger.decide_requeue([(0, 1)], 5))
+    assert desk.due(10**9) == [Expired(10**9, ((0, 1),))]
 
 
 def test_an_expiry_is_not_forgotten_with_the_delivery() -> None:
@@ -924,6 +961,32 @@ def test_last_crash_of_a_flagged_message(flag: MessageFlag) -> None:
     assert desk.ledger.crashes(0) == 0
 
 
+@pytest.mark.parametrize("end", ["ack", "cancel", "purge"])
+def test_a_crash_count_ends_with_its_message(end: str) -> None:
+    """It is kept for dead letters only."""
+    desk = Desk(1)
+    desk.lease()
+    desk.lost("a")
+    assert desk.ledger.crashes(0) == 1
+    if end == "ack":
+        desk.ack(desk.lease().lease, keep=True)
+    elif end == "cancel":
+        desk.do(desk.ledger.decide_cancel([(0, 1)], 0))
+    else:
+        desk.do(desk.ledger.decide_purge([(0, 1)], 0))
+    assert desk.ledger.crashes(0) == 0
+
+
+def test_candidates_of_all_leases_of_an_owner() -> None:
+    """One message was running in each of two leases: nobody knows which did it, so no crash is counted."""
+    desk = Desk(2)
+    for _ in range(2):
+        desk.lease(1)
+    events = desk.lost("a")
+    assert [event.blame for event in events if isinstance(event, Returned)] == [Blame.SUSPECTED] * 2
+    assert (desk.ledger.crashes(0), desk.ledger.crashes(1)) == (0, 0)
+
+
 def test_an_exception_clears_suspicion() -> None:
     """It ran to its end, so it kills nobody. A release says nothing."""
     desk = Desk(2)
@@ -979,6 +1042,23 @@ def test_a_key_names_its_message_while_it_is_there() -> None:
     assert desk.ledger.find_key("y") == 3
     desk.do(desk.ledger.decide_forget([(0, 1)], 0))
     assert not desk.ledger.is_taken("x")
+
+
+@pytest.mark.parametrize("end", ["ack", "ack of two", "purge", "forget"])
+def test_a_key_is_free_when_its_message_is_gone(end: str) -> None:
+    """However it went."""
+    desk = Desk()
+    desk.put(3, keys=("x", "y", "z"))
+    if end == "purge":
+        desk.do(desk.ledger.decide_purge([(0, 1)], 0))
+    else:
+        lease = desk.lease()
+        desk.ack(lease.lease, [(0, 1), (2, 3)] if end == "ack of two" else [(0, 1)], keep=end == "forget")
+    if end == "forget":
+        desk.do(desk.ledger.decide_forget([(0, 1)], 0))
+    assert (desk.ledger.find_key("x"), desk.ledger.find_key("y")) == (None, 1)
+    desk.put(1, keys=("x",))
+    assert desk.ledger.find_key("x") == 3
 
 
 def test_superseded_ones_that_were_freed_before() -> None:

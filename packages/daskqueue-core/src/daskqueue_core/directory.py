@@ -238,8 +238,11 @@ class Directory:
         return orders
 
     def _rehost(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
+        uuid = pool.places[index].uuid
+        move = pool.moves.pop(uuid, None)
+        orders: list[Order] = [Drop(move.to, pool.name, uuid, move.epoch)] if move is not None else []
         pool.places[index] = Place(self._new_uuid(), "", pool.next_epoch(index), False)
-        return self._host(pool, index, avoid)
+        return orders + self._host(pool, index, avoid)
 
     def _host(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
         address = self._least_loaded(avoid)

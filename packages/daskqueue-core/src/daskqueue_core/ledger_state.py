@@ -1,20 +1,15 @@
-"""`LedgerState`: the parts of a ledger, and what each event does to them.
+"""`LedgerState`: what each event does to a ledger.
 
 `apply` is the only way anything lasting changes. It checks an event against the table of moves before it touches
 anything, so an event happens wholly or not at all. What `decide_*` will say is `ledger`'s business.
-
-Invariants, beside those of the parts: `committed` is at most `puts`; a crash count belongs to a message that is
-unfinished or FAILED; a key to one that is not GONE; every SCHEDULED message is in `waiting` at its time, every one
-that can still expire in `expiring`, or in `overdue_runs` when its time has come.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from daskqueue_core.admission import Admission
 from daskqueue_core.batch import Run
 from daskqueue_core.errors import IllegalMove
 from daskqueue_core.events import (
@@ -33,24 +28,20 @@ from daskqueue_core.events import (
     Requeued,
     Returned,
 )
-from daskqueue_core.keys import Keys
-from daskqueue_core.lanes import Lanes
-from daskqueue_core.leases import Lease, Leases
-from daskqueue_core.pages import Pages
+from daskqueue_core.lanes import Lane
+from daskqueue_core.leases import Lease
+from daskqueue_core.ledger_parts import HOLDS_PAYLOAD, IS_SCHEDULED, IS_SUSPECT, READY, SCHEDULED, LedgerParts, Runs
 from daskqueue_core.runs import clean, difference, total
-from daskqueue_core.schedule import Schedule
 from daskqueue_core.states import (
     HELD,
     READY_SUSPECT,
     SUSPECT,
     TRANSITIONS,
-    UNFINISHED,
     ByteClass,
     MessageFlag,
     MessageState,
     Move,
     Refusal,
-    accepted,
     bytes_of,
     compiled,
     flags_of,
@@ -58,24 +49,13 @@ from daskqueue_core.states import (
 )
 from daskqueue_core.suspects import pieces
 
-__all__ = ["LedgerState", "Runs"]
+__all__ = ["LedgerState"]
 
-Runs = tuple[Run, ...]
-
-READY: Final = int(MessageState.READY)
-SCHEDULED: Final = int(MessageState.SCHEDULED)
-
-_IS_READY: Final = ByteClass([READY])
-_IS_SUSPECT: Final = ByteClass([READY_SUSPECT])
-_IS_SCHEDULED: Final = bytes_of(MessageState.SCHEDULED)
 _IS_PENDING: Final = bytes_of(MessageState.SCHEDULED, MessageState.READY)
 _IS_FLAGGED: Final = ByteClass(
     byte for byte in HELD.members if flags_of(byte) & (MessageFlag.CANCEL | MessageFlag.OVERDUE)
 )
-_HOLDS_PAYLOAD: Final = ByteClass([*UNFINISHED.members, MessageState.FAILED])
-_MAY_EXPIRE: Final = accepted(Move.EXPIRED)
 
-_TO_DUE: Final = compiled(Move.DUE)
 _TO_DELIVERED: Final = compiled(Move.DELIVERED)
 _TO_ACKED: Final = {True: compiled(Move.ACKED_KEEP), False: compiled(Move.ACKED_DROP)}
 _TO_RETURNED: Final = {
@@ -99,33 +79,12 @@ _TO_PURGED: Final = compiled(Move.PURGED)
 _TO_FORGOTTEN: Final = compiled(Move.FORGOTTEN)
 _SUPERSEDE: Final = {False: Move.SUPERSEDED, True: Move.SUPERSEDED_IN_REPLAY}
 
-_LEASE_BITS: Final = 40
 
-
-class LedgerState:
-    """Who is where."""
+class LedgerState(LedgerParts):
+    """Who is where, and what becomes of it."""
 
     def __init__(self, *, epoch: int = 0, page_size: int = 4096) -> None:
-        self.epoch = epoch
-        self.committed = 0
-        """Messages below may be leased: their put is as durable as was asked for."""
-        self.stale = 0
-        """Reports about messages that had ended, or that another lease holds."""
-        self.dropped = 0
-        """Messages in replayed events that did not fit: records before them are lost."""
-        self.pages = Pages(page_size)
-        self._counts = self.pages.counts
-        self.lanes = Lanes(self.pages)
-        self.leases = Leases()
-        self.admission = Admission()
-        self.keys = Keys()
-        self.crash_counts: dict[int, int] = {}  # sure culprits only
-        self.waiting = Schedule()  # SCHEDULED ones
-        self.expiring = Schedule()
-        self.overdue_runs: list[Run] = []  # taken from `expiring`; the event that says so is not applied yet
-        self.overdue_at = 0
-        self._replaying = False
-        self.next_lease = (epoch << _LEASE_BITS) + 1
+        super().__init__(epoch=epoch, page_size=page_size)
         self._apply: dict[type, Callable[[Any], Runs]] = {
             Put: self._apply_put,
             Delivered: self._apply_delivered,
@@ -140,11 +99,6 @@ class LedgerState:
             Forgotten: self._apply_forgotten,
         }
 
-    @property
-    def puts(self) -> int:
-        """Messages ever put: also the number the next one gets."""
-        return self.pages.next_seq
-
     def apply(self, event: Event) -> Runs:
         """Let `event` happen. Returns the messages whose payload nobody needs any more, by it.
 
@@ -156,7 +110,7 @@ class LedgerState:
     # -- puts
 
     def _apply_put(self, event: Put) -> Runs:
-        time, base, count, producer, number, priority, route, ready_at, ready_ats, expires_at, keys, suspect = event
+        _, base, count, producer, number, priority, route, ready_at, ready_ats, expires_at, keys, suspect = event
         if base != self.pages.next_seq or count < 1:
             self._check_put(event)
         freed: Runs = ()
@@ -164,21 +118,15 @@ class LedgerState:
             lane = self.lanes.last
             if lane.priority != priority or lane.route != route:
                 lane = self.lanes.lane(priority, route)
-            if keys:
-                freed = self._supersede(event)
-            if suspect or ready_at > time or ready_ats:
-                self._put_apart(event, lane.id)
-            else:
+            if ready_at or suspect or expires_at or keys or ready_ats:
+                freed = self._put_with_options(event, lane)
+            else:  # the common case
                 self.pages.append(count, READY, lane.id)
                 if not lane.active:
                     self.lanes.activate(lane)
                 if lane.cursor == lane.end:
                     lane.cursor = base
                 lane.end = base + count
-            if expires_at:
-                self._expire_at(expires_at, base, base + count)
-            for seq, key in enumerate(keys, base):
-                self.keys.name(seq, key)
         if producer is not None:
             self.admission.admit(producer, number, base, count)
         return freed
@@ -189,24 +137,29 @@ class LedgerState:
         if event.producer is not None and self.admission.is_known(event.producer, event.number):
             raise IllegalMove(event, None, None, f"put {event.number} of producer {event.producer:#x} was admitted")
 
-    def _put_apart(self, event: Put, lane: int) -> None:
-        """Suspects, and those that wait for their time."""
+    def _put_with_options(self, event: Put, lane: Lane) -> Runs:
+        if event.ready_ats and len(event.ready_ats) != 8 * event.count:
+            raise IllegalMove(event, None, event.base, f"{len(event.ready_ats)} bytes are not 8 for each time")
         run = event.base, event.base + event.count
+        freed = self._supersede(event) if event.keys else ()
         suspect = SUSPECT if event.suspect else 0
         if event.ready_ats:
             times = array("Q")
             times.frombytes(event.ready_ats)
-            if len(times) != event.count:
-                raise IllegalMove(event, None, event.base, f"{len(times)} times for {event.count} messages")
-            self.pages.append(event.count, SCHEDULED | suspect, lane)
+            self.pages.append(event.count, SCHEDULED | suspect, lane.id)
             self.waiting.add_each(times, event.base)
             self._ripen(event.time)
-        elif event.ready_at > event.time:
-            self.pages.append(event.count, SCHEDULED | suspect, lane)
+        elif event.ready_at > max(event.time, 0):
+            self.pages.append(event.count, SCHEDULED | suspect, lane.id)
             self._wait(event.ready_at, [run])
         else:
-            self.pages.append(event.count, READY_SUSPECT, lane)
-            self.lanes.suspect(pieces([run]))
+            self.pages.append(event.count, READY | suspect, lane.id)
+            self._give([run], cut=True)
+        if event.expires_at:
+            self._expire_at(event.expires_at, *run)
+        for seq, key in enumerate(event.keys, event.base):
+            self.keys.name(seq, key)
+        return freed
 
     def _supersede(self, event: Put) -> Runs:
         """The older holders of its keys are GONE. One that is delivered and cancelled only loses its key."""
@@ -227,7 +180,7 @@ class LedgerState:
         if not old:
             return ()
         old = clean(old)
-        freed = self.pages.select(old, _HOLDS_PAYLOAD)
+        freed = self.pages.select(old, HOLDS_PAYLOAD)
         self.leases.ended(0, self.pages.select(old, HELD))
         self._move_to(event, old, compiled(_SUPERSEDE[self._replaying]))
         self._drop_crashes(old)
@@ -264,8 +217,8 @@ class LedgerState:
     def _deliver_mixed(self, event: Delivered) -> int:
         runs = event.runs
         steps = self.pages.plan(runs, _TO_DELIVERED, event)
-        suspects = self.pages.select(runs, _IS_SUSPECT) if self._counts[READY_SUSPECT] else []
-        early = self.pages.select(runs, _IS_SCHEDULED) if self._has_scheduled else []
+        suspects = self.pages.select(runs, IS_SUSPECT) if self._counts[READY_SUSPECT] else []
+        early = self.pages.select(runs, IS_SCHEDULED) if self._has_scheduled else []
         self.pages.write(steps)
         self.lanes.leased(runs)
         for run in suspects:
@@ -295,7 +248,7 @@ class LedgerState:
 
     def _apply_returned(self, event: Returned) -> Runs:
         lease = self._holder(event)
-        runs, blame, later = event.runs, event.blame, event.ready_at > event.time
+        runs, blame, later = event.runs, event.blame, event.ready_at > max(event.time, 0)
         steps = self.pages.plan(runs, _TO_RETURNED[blame, later], event)
         ended = self.pages.select(runs, _IS_FLAGGED) if self._has_flagged else []
         self.pages.write(steps)
@@ -333,7 +286,7 @@ class LedgerState:
     def _fail_damaged(self, event: Failed) -> None:
         steps = self.pages.plan(event.runs, _TO_DAMAGED, event)
         runs = clean(event.runs)
-        waiting = self.pages.select(runs, _IS_SCHEDULED) if self._has_scheduled else []
+        waiting = self.pages.select(runs, IS_SCHEDULED) if self._has_scheduled else []
         held = self.pages.select(runs, HELD)
         self.pages.write(steps)
         if waiting:
@@ -393,72 +346,6 @@ class LedgerState:
         self._forget_details(event.runs, gone=True)
         return ()
 
-    # -- time that passes: not recorded, so it changes only what a replay finds out by itself
-
-    def _wait(self, time: int, runs: Iterable[Run]) -> None:
-        for run in runs:
-            self.waiting.add(time, *run)
-        if self.waiting.is_crowded:
-            self.waiting.prune(lambda run: self.pages.select([run], _IS_SCHEDULED))
-
-    def _expire_at(self, time: int, start: int, stop: int) -> None:
-        self.expiring.add(time, start, stop)
-        if self.expiring.is_crowded:
-            self.expiring.prune(lambda run: self.pages.select([run], _HOLDS_PAYLOAD))
-
-    def _ripen(self, now: int, limit: int | None = None) -> None:
-        """SCHEDULED messages whose time has come are READY."""
-        due = self.pages.select(self.waiting.due(now, limit), _IS_SCHEDULED)
-        if due:
-            self._move_to(None, due, _TO_DUE)
-            self._give(due, cut=True)
-
-    def _give(self, runs: Sequence[Run], *, cut: bool = False) -> None:
-        """These are READY; suspects among them stay apart (`cut`: in eighths)."""
-        if self._counts[READY_SUSPECT]:
-            suspects = self.pages.select(clean(runs), _IS_SUSPECT)
-            if suspects:
-                self.lanes.suspect(pieces(suspects) if cut else suspects)
-                runs = self.pages.select(runs, _IS_READY)
-        self.lanes.give(runs)
-
-    def _collect(self, now: int, limit: int | None = None) -> None:
-        """Find what has expired by `now`. It is looked at once: what cannot expire now never will."""
-        due = self.expiring.due(now, limit)
-        if due or self.overdue_runs:
-            self.overdue_runs = self.pages.select(clean([*self.overdue_runs, *due]), _MAY_EXPIRE)
-            self.overdue_at = now
-
-    # -- inside
-
-    @property
-    def _has_scheduled(self) -> int:
-        return self._counts[SCHEDULED] + self._counts[SCHEDULED | SUSPECT]
-
-    @property
-    def _has_flagged(self) -> int:
-        counts = self._counts
-        return counts[0x23] + counts[0x43] + counts[0x63] + counts[0x33] + counts[0x53] + counts[0x73]
-
-    def _move_to(self, event: object, runs: Sequence[Run], table: bytes) -> None:
-        self.pages.write(self.pages.plan(runs, table, event))
-
-    def _count_crash(self, runs: Sequence[Run]) -> None:
-        for start, stop in runs:
-            for seq in range(start, stop):
-                self.crash_counts[seq] = self.crash_counts.get(seq, 0) + 1
-
-    def _drop_crashes(self, runs: Sequence[Run]) -> None:
-        if self.crash_counts:
-            for seq in [seq for seq in self.crash_counts if any(start <= seq < stop for start, stop in runs)]:
-                del self.crash_counts[seq]
-
-    def _forget_details(self, runs: Sequence[Run], *, gone: bool) -> None:
-        """What is known of messages that ended."""
-        self._drop_crashes(runs)
-        if gone and self.keys.key_of:
-            self.keys.drop(runs)
-
     def _holder(self, event: Returned | Failed | Cancelled | Expired) -> Lease:
         """The lease of `event`, which must hold all its messages."""
         lease = self.leases.by_id.get(event.lease)
@@ -471,24 +358,3 @@ class LedgerState:
                 state = state_of(self.pages.byte(seq)) if 0 <= seq < self.puts else None
                 raise IllegalMove(event, state, seq, f"lease {event.lease:#x} does not hold it")
         return lease
-
-    # -- checking
-
-    def validate(self) -> None:
-        """AssertionError if an invariant is broken (the docstrings of the parts list them)."""
-        select, everything = self.pages.select, [(0, self.puts)]
-        self.pages.validate()
-        self.lanes.validate()
-        self.leases.validate(select(everything, HELD))
-        self.keys.validate()
-        self.waiting.validate()
-        self.expiring.validate()
-        assert 0 <= self.committed <= self.puts, f"committed={self.committed} of {self.puts}"
-        waiting = clean([(start, stop) for _, start, stop in self.waiting.runs()])
-        forgotten = difference(select(everything, _IS_SCHEDULED), waiting)
-        assert not forgotten, f"scheduled {forgotten} wait for no time"
-        for seq in self.crash_counts:
-            byte = self.pages.byte(seq)
-            assert byte in _HOLDS_PAYLOAD.members, f"message {seq} is {state_of(byte)} and has a crash count"
-        for seq in self.keys.key_of:
-            assert self.pages.byte(seq) != MessageState.GONE, f"message {seq} is GONE and has a key"

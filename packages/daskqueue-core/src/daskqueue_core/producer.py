@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from daskqueue_core.batch import Batch, Keep, Run
+from daskqueue_core.batch import SUSPECT_RESENT, Batch, Keep, Run
 from daskqueue_core.outcomes import Cursor, Outcome, Outcomes
+from daskqueue_core.runs import clean, difference, intersection
 
 __all__ = ["MAX_RESENT", "Delivery", "LostBatch", "ProducerStream", "PutRequest"]
 
@@ -52,12 +53,13 @@ class LostBatch(NamedTuple):
     shift: int  # the sink's index of the batch's first message
     runs: tuple[Run, ...]  # relative to the batch
     resent: int  # how often they had been put again
+    cancelled: bool = False  # a cancel was asked for: this is how they end
 
 
 class _Pending:
     """A batch without all its outcomes."""
 
-    __slots__ = ("batch", "done", "left", "shift", "sink")
+    __slots__ = ("batch", "cancelled", "done", "left", "shift", "sink")
 
     def __init__(self, batch: Batch, sink: Any, shift: int) -> None:
         self.batch = batch
@@ -65,6 +67,7 @@ class _Pending:
         self.shift = shift
         self.left = batch.count
         self.done: bytearray | None = None  # a byte a message, once they do not all end together
+        self.cancelled: list[Run] = []  # a cancel of these was asked for: they are not put again
 
     def finish(self, lo: int, hi: int) -> list[Run]:
         """Messages `lo` to `hi` ended; returns those for which it is news."""
@@ -282,6 +285,12 @@ class ProducerStream:
                 news.append(Delivery(pending.sink, pending.shift + index, runs, outcome))
         return news
 
+    def ask_cancel(self, first: int, lo: int, hi: int) -> None:
+        """A cancel of messages `lo` to `hi` of the batch `first` is asked for: they are not put again after a loss."""
+        pending = self._pending.get(first)
+        if pending is not None:
+            pending.cancelled.append((lo, min(hi, pending.batch.count)))
+
     def locate(self, number: int) -> tuple[int, int] | None:
         """The pending batch of the client's task `number`, and its index in it; None if it has ended."""
         for first, pending in self._pending.items():
@@ -302,7 +311,9 @@ class ProducerStream:
     def queue_lost(self, uuid: str, *, resubmit: bool) -> list[LostBatch]:
         """The queue is gone; `uuid` is its new life. Offers again what is unfinished, in order.
 
-        With `resubmit` false, only what cannot have been admitted is put again. Returns what is lost for good.
+        What is a suspect by now is tried from the front, so the host died of what comes first: that goes to the end,
+        and the others run before it. With `resubmit` false, only what cannot have been admitted is put again. Returns
+        what is lost for good, and what a cancel was asked of.
         Items in unanswered puts are put again, accepted ones are gone: `items_accepted` says how many there were.
         """
         self.uuid = uuid
@@ -328,10 +339,18 @@ class ProducerStream:
             if not resubmit or batch.resent >= MAX_RESENT:
                 lost.append(LostBatch(pending.sink, pending.shift, tuple(runs), batch.resent))
                 continue
-            for lo, hi in runs:
+            cancelled = intersection(runs, clean(pending.cancelled))
+            if cancelled:
+                lost.append(LostBatch(pending.sink, pending.shift, tuple(cancelled), batch.resent, True))
+            for lo, hi in difference(runs, cancelled):
                 part = batch.cut(lo, hi)._replace(resent=batch.resent + 1)
                 self._pending[part.first] = _Pending(part, pending.sink, pending.shift + lo)
                 again.append(part)
+        tried = next((batch for batch in again if batch.resent > SUSPECT_RESENT), None)
+        if tried is not None:
+            again.remove(tried)
+            again.append(tried)
+            self._pending[tried.first] = self._pending.pop(tried.first)
         self._offer_first([*again, *later])
         return lost
 

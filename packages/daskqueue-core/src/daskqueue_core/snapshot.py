@@ -25,7 +25,8 @@ from daskqueue_core.admission import Admission
 from daskqueue_core.batch import Run
 from daskqueue_core.leases import Lease, Leases
 from daskqueue_core.ledger_state import LedgerState
-from daskqueue_core.pages import Page, Pages
+from daskqueue_core.page_table import Page
+from daskqueue_core.pages import Pages
 from daskqueue_core.states import READY_SUSPECT, ByteClass
 from daskqueue_core.suspects import pieces
 

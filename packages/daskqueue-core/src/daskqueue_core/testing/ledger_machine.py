@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from daskqueue_core.batch import Run
 from daskqueue_core.events import Acked, Blame, Cancelled, Delivered, Event, Reason, Returned
 from daskqueue_core.states import MessageState
+from daskqueue_core.testing.ledger_compare import compare
 from daskqueue_core.testing.ledger_pair import LedgerPair, singles
 from daskqueue_core.testing.ledger_recovery import compare_incomplete, compare_puts_first, compare_replayed
 from daskqueue_core.testing.model import ModelMessage
@@ -351,7 +352,7 @@ def ledger_machine() -> type[RuleBasedStateMachine]:
 
         @invariant()
         def same(self) -> None:
-            self.pair.compare()
+            compare(self.pair)
 
         def teardown(self) -> None:
             if hasattr(self, "pair"):

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from daskqueue_core.events import Put
 from daskqueue_core.ledger import Ledger
+from daskqueue_core.testing.ledger_compare import compare_lasting
 from daskqueue_core.testing.ledger_pair import EPOCH, LedgerPair
 
 __all__ = ["compare_incomplete", "compare_puts_first", "compare_replayed"]
@@ -67,7 +68,7 @@ def _compare(pair: LedgerPair, again: Ledger) -> None:
         ledger.decide_due(pair.latest)
     pair.model.ripen(pair.latest)
     pair.model.collect(pair.latest)
-    pair.compare_lasting(again, live=False)
+    compare_lasting(pair.model, again, live=False)
     for producer, puts in pair.model.producers.items():
         answers = [ledger.decide_put(1, 0, producer=producer, number=len(puts)) for ledger in (pair.ledger, again)]
         assert answers[0] == answers[1]

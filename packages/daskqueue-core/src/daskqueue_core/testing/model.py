@@ -225,7 +225,7 @@ class ModelLedger:
             self.producers.setdefault(producer, []).append((len(self.messages), len(new)))
         base = len(self.messages)
         for message in new:
-            message.state = SCHEDULED if each or message.ready_at > now else READY
+            message.state = SCHEDULED if each or message.ready_at > max(now, 0) else READY
             message.unsure = 0 < message.expires_at <= now
         self.messages.extend(new)
         if each:
@@ -307,7 +307,7 @@ class ModelLedger:
             if blame is not Blame.NONE:
                 message.suspect = blame is not Blame.ATTEMPT
             message.state, message.lease, message.ready_at = READY, None, ready_at
-            if ready_at > now:
+            if ready_at > max(now, 0):
                 message.state = SCHEDULED
             else:
                 back.append(seq)

@@ -222,7 +222,7 @@ class SimClient(SimNode):
         self._items_lost += stream.items_accepted
         stream.items_accepted = 0
         for batch in stream.queue_lost(uuid, resubmit=self._resubmit):
-            _lose(batch, QueueLost("the queue was lost with its host"))
+            _lose(batch, SimCancelled() if batch.cancelled else QueueLost("the queue was lost with its host"))
         self.kick(index)
         self._check_quiet()
         self.spawn(self._resubmitted, index, uuid)
