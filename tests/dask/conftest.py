@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
@@ -141,6 +142,8 @@ def new_client() -> Iterator[Callable[..., Client]]:
 def new_cluster(new_client: Callable[..., Client]) -> Iterator[Callable[..., tuple[LocalCluster, Client]]]:
     """`new_cluster(n_workers=2, ...)`: a cluster of the test's own, with nannies, and its client."""
     with contextlib.ExitStack() as stack:
+        # Dask gives a nanny up whose worker is between two lives just 15 s after it lost another one
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}))
 
         def make(**options: Any) -> tuple[LocalCluster, Client]:
             cluster = quiet_cluster(**options)

@@ -93,6 +93,10 @@ class Canceller:
                 under_way.add(number)
             elif back:
                 taken.add(number)
+        for number in mine.keys() - taken - under_way:
+            if (found := self._locate(number)) is not None:
+                index, first, at = found
+                self._streams[index].ask_cancel(first, at, at + 1)
         apart = {mine[number] for number in taken | under_way}
         administration = self._connection.administration
         ended = len(taken) + await administration.cancel_named([key for key in keys if key not in apart])
@@ -183,13 +187,15 @@ class Canceller:
 
     async def _cancel_tasks(self, index: int, tasks: list[tuple[int, int, int]]) -> int:
         stream = self._streams[index]
+        for first, lo, hi in tasks:
+            stream.ask_cancel(first, lo, hi)
         try:
             route, client = self._connection.route, self._connection.client_id
             ended = await self._session.link.call(
                 route, index, "cancel_tasks", uuid=stream.uuid, client=client, tasks=tasks
             )
         except (QueueReplaced, PoolGone, SchedulerGone, DaskQueueError):
-            return 0  # what is put again runs
+            return 0  # with its queue, which ends them too
         outcomes = tuple(Outcome(first, lo, hi - lo, end=End.CANCELLED) for first, lo, hi in ended)
         for delivery in stream.absorb(outcomes):  # without waiting for the next poll
             delivery.sink.deliver(delivery)

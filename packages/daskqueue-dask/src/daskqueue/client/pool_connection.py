@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Collection, Sequence
+from concurrent.futures import CancelledError
 from queue import Full as QueueFull
 from typing import Any, Final
 
@@ -211,9 +212,9 @@ class PoolConnection:
             why = f"it was put again {batch.resent} times and its queue was lost each time"
         else:
             why = "the queue was lost with its host, and it must not be put again"
+        error = CancelledError() if batch.cancelled else QueueLost(f"pool {self.name}: {why}")
         for lo, hi in batch.runs:
-            shift = batch.shift
-            batch.sink.lose(shift + lo, shift + hi, QueueLost(f"pool {self.name}: {why}"))
+            batch.sink.lose(batch.shift + lo, batch.shift + hi, error)
 
     def over(self, error: BaseException) -> None:
         """Nothing more will come: every future ends."""

@@ -95,9 +95,12 @@ class Leasing:
             if self._slots.is_waiting or not running or not all(chunk.is_ending for chunk in running):
                 return
             free = self._slots.size  # short work: fetch the next while this runs
+        starting = self._node.serves_from - asyncio.get_running_loop().time()
+        if starting > 0:
+            self._ask_later(starting)
+            return
         if self._node.worker.status != Status.running:
-            if self._retry is None:
-                self._retry = asyncio.get_running_loop().call_later(PAUSED_S, self._retry_now)
+            self._ask_later(PAUSED_S)
             if self._node.worker.status == Status.paused and free == self._slots.size:
                 self._ask_while_paused()
             return
@@ -129,6 +132,10 @@ class Leasing:
             self._asking.cancel()
         for ask in list(self._requests.values()):
             ask.task.cancel()
+
+    def _ask_later(self, seconds: float) -> None:
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(seconds, self._retry_now)
 
     def _retry_now(self) -> None:
         self._retry = None

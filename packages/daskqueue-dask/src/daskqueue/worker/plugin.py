@@ -37,6 +37,7 @@ __all__ = ["DaskQueueWorker"]
 logger = logging.getLogger(__name__)
 
 TEARDOWN_S: Final = 3.0
+STARTING_S: Final = 1.0  # a nanny gives up on a worker that dies before it has said that it runs, so none is risked
 REMEMBERED: Final = 1000
 
 
@@ -54,6 +55,9 @@ class DaskQueueWorker(WorkerPlugin):
         self.worker = worker
         self.owner = f"{worker.address}#{secrets.token_hex(8)}"
         self.ttl = _worker_ttl()
+        self.serves_from = asyncio.get_running_loop().time()
+        if worker.status != Status.running:
+            self.serves_from += STARTING_S
         self.numbers = RequestNumbers()
         self.books: dict[str, LeaseBook] = {}  # by queue uuid
         self._beats: dict[str, int] = {}  # heartbeats under way, by queue uuid
