@@ -1,10 +1,94 @@
-"""Local durable logs and queues for daskqueue, without Dask.
+"""daskqueue-storage: durable logs (and soon queues) in a directory, without Dask and without a server.
 
-Empty until its store lands: today this package carries its version and nothing else, so that the three
-distributions have their final shape and the import contract (daskqueue -> daskqueue_storage -> daskqueue_core) is
-checked from the start.
+    from daskqueue_storage import SegmentedLog
+
+Pure Python, standard library. Import costs nothing and configures nothing.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from daskqueue_storage.__about__ import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from daskqueue_storage.errors import (
+        ClosedError,
+        DamagedLog,
+        DamagedRecord,
+        DiskFullError,
+        FencedError,
+        FormatError,
+        LockedError,
+        NotAQueue,
+        OffsetError,
+        ReadOnlyError,
+        RecordTooLarge,
+        StorageError,
+        UnsafeDirectory,
+        WriterFailedError,
+    )
+    from daskqueue_storage.log import LogStats, SegmentedLog
+    from daskqueue_storage.report import Damage, RecoveryReport
+    from daskqueue_storage.verify import VerifyReport, verify
+
+_HOMES = {
+    "ClosedError": "errors",
+    "Damage": "report",
+    "DamagedLog": "errors",
+    "DamagedRecord": "errors",
+    "DiskFullError": "errors",
+    "FencedError": "errors",
+    "FormatError": "errors",
+    "LockedError": "errors",
+    "LogStats": "log",
+    "NotAQueue": "errors",
+    "OffsetError": "errors",
+    "ReadOnlyError": "errors",
+    "RecordTooLarge": "errors",
+    "RecoveryReport": "report",
+    "SegmentedLog": "log",
+    "StorageError": "errors",
+    "UnsafeDirectory": "errors",
+    "VerifyReport": "verify",
+    "WriterFailedError": "errors",
+    "verify": "verify",
+}
+
+__all__ = [
+    "ClosedError",
+    "Damage",
+    "DamagedLog",
+    "DamagedRecord",
+    "DiskFullError",
+    "FencedError",
+    "FormatError",
+    "LockedError",
+    "LogStats",
+    "NotAQueue",
+    "OffsetError",
+    "ReadOnlyError",
+    "RecordTooLarge",
+    "RecoveryReport",
+    "SegmentedLog",
+    "StorageError",
+    "UnsafeDirectory",
+    "VerifyReport",
+    "WriterFailedError",
+    "__version__",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names resolve when they are used (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'daskqueue_storage' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"daskqueue_storage.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,396 @@
+"""The writer of one log: gives records their place, rolls segments, seals what predecessors left, commits.
+
+A log is the sequence of records in `log/` (or `index/`). This module knows positions, numbers and epochs; what the
+records say is its caller's business. Used by `SegmentedLog`, and once for each log of a queue.
+
+Invariants, in the order in which they are relied upon:
+- Record numbers rise by one, in the whole life of the log. Memory changes only after a complete write.
+- Nothing is written in an epoch before its EPOCH record is durable under a durable name; that record says what of the
+  predecessors counts.
+- A segment's ROLL is durable before the next segment exists, under every sync policy.
+- `commit` returns after: written, synced as the policy says, lease verified. In this order: whoever took over since
+  read the directory after our sync or seals it without what we did not sync, and then we do not get past the last step.
+- At most MAX_COUNT message numbers are not durable; that is how many the next epoch skips after an unclean end, so that
+  no number is ever given twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from zlib import crc32
+
+from daskqueue_storage.body import Draft
+from daskqueue_storage.commit import Commit, SyncFailed
+from daskqueue_storage.directory import segment_path
+from daskqueue_storage.errors import DiskFullError, RecordTooLarge, StorageError, WriterFailedError
+from daskqueue_storage.files import FULL_DISK, Files
+from daskqueue_storage.format import (
+    FILE_HEADER_SIZE,
+    MAX_BODY,
+    MAX_COUNT,
+    FileHeader,
+    FileKind,
+    RecordHeader,
+    RecordType,
+    Seal,
+    SealedSegment,
+    encode_epoch,
+    encode_header,
+    encode_seal,
+    record_salt,
+    record_size,
+)
+from daskqueue_storage.format import SEAL_SIZE as _SEAL_SIZE
+from daskqueue_storage.lock import Lease
+from daskqueue_storage.segment import RecordIndex, SegmentFile, SegmentInfo
+
+__all__ = ["LogWriter", "Origin", "Placed", "check_sync"]
+
+_log = logging.getLogger("daskqueue_storage")
+_MAX_SEGMENT = 2**32 - 8
+_HOLDS_MESSAGES = (RecordType.PUT, RecordType.COPY)
+_KINDS = {"log": FileKind.LOG_SEGMENT, "index": FileKind.INDEX_SEGMENT}
+
+
+class Origin(NamedTuple):
+    """Where a writer goes on: what recovery found."""
+
+    next_segno: int
+    next_rno: int
+    next_seq: int
+    last_time: int
+    start: int  # the number of the first record that is not retired
+    settled: bool  # nothing to seal, nobody to fence: the first segment can wait until there is something to write
+    unsealed: list[SealedSegment]  # a new segment must seal them before anything is served
+
+
+class Placed(NamedTuple):
+    """Where a record went."""
+
+    segment: SegmentInfo
+    pos: int
+    rno: int
+    base: int
+
+
+def check_sync(sync: str | float) -> str | float:
+    """A sync policy, or `ValueError`."""
+    if isinstance(sync, str):
+        if sync in ("none", "batch"):
+            return sync
+    elif 0 < sync < float("inf"):
+        return float(sync)
+    raise ValueError(f'sync is "batch", "none" or a positive number of seconds, not {sync!r}')
+
+
+class LogWriter:
+    """Appends to one log of one directory. Thread-safe. `lock` may be held by the caller around several appends."""
+
+    def __init__(
+        self,
+        files: Files,
+        root: str,
+        part: str,
+        *,
+        uuid: bytes,
+        lease: Lease,
+        origin: Origin,
+        sync: str | float,
+        segment_bytes: int,
+        on_segment: Callable[[SegmentInfo], None] = lambda info: None,
+    ) -> None:
+        self.lock = threading.RLock()
+        self._files = files
+        self._root = root
+        self._part = part
+        self._directory = f"{root}/{part}"
+        self._uuid = uuid
+        self._lease = lease
+        self._sync = sync
+        self._segment_bytes = min(segment_bytes, _MAX_SEGMENT)
+        self._on_segment = on_segment
+        self._commit = Commit(files.sync)
+        self._file: SegmentFile | None = None
+        self._next_segno = origin.next_segno
+        self._next_rno = origin.next_rno
+        self._last_time = origin.last_time
+        self._unsealed = origin.unsealed
+        self._durable_seq = origin.next_seq
+        self.next_seq = origin.next_seq
+        self.start = origin.start
+        if not origin.settled:
+            self._begin_epoch()
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    def append(self, draft: Draft) -> Placed:
+        """Write a record. New messages get their numbers here. Not durable yet: see `commit`."""
+        if draft.blen > MAX_BODY or record_size(draft.blen) > _MAX_SEGMENT - FILE_HEADER_SIZE - _SEAL_SIZE:
+            raise RecordTooLarge(self._root, draft.blen, MAX_BODY, "bytes")
+        if draft.count > MAX_COUNT:
+            raise RecordTooLarge(self._root, draft.count, MAX_COUNT, "messages")
+        with self.lock:
+            try:
+                return self._append(draft)
+            except SyncFailed as problem:
+                raise self._failed(problem.__cause__) from problem.__cause__
+            except OSError as problem:
+                raise self._refused(problem) from problem
+
+    def commit(self, placed: Placed) -> None:
+        """Return when the record is what the sync policy calls written, and we still are the writer."""
+        if self._sync == "batch":
+            self._wait(placed.rno)
+        self.verify()
+
+    def sync(self) -> None:
+        """Everything that is written is durable when this returns, under any policy."""
+        self._wait(self._commit.written)
+        self.verify()
+
+    def sync_quietly(self) -> bool:
+        """For a timer: whether it should go on. A failure is told to the next who writes."""
+        try:
+            self._wait(self._commit.written)
+        except StorageError as problem:
+            _log.error("%s", problem)
+            return False
+        return True
+
+    def verify(self) -> None:
+        """`FencedError` unless the lease holds. One that lapsed unnoticed by others is taken again, as a new epoch.
+
+        What was written before that counts: nobody but us could have, and the next record seals it.
+        """
+        if self._lease.verify():
+            return
+        with self.lock:
+            if not self._lease.verify():
+                try:
+                    self._lease.retake()
+                except OSError as problem:
+                    # The record before this is written, so "nothing was changed" would be a lie.
+                    self._commit.failure = self._commit.failure or problem
+                    raise self._failed(problem) from problem
+
+    def close(self) -> bool:
+        """End the log cleanly, so that the next opener need not scan; whether that could be done."""
+        with self.lock:
+            if self._file is None:
+                return True  # nothing was written since it was found clean
+            if self._commit.failure is not None:
+                return False
+            try:
+                self.verify()
+                self._room_for(0)
+                self._seal(RecordType.CLOSE)
+                self._commit.wait(self._commit.written)
+            except (SyncFailed, StorageError, OSError) as problem:
+                _log.warning("%s was not closed cleanly, the next opener will scan its end: %s", self._root, problem)
+                return False
+            return True
+
+    def dispose(self) -> None:
+        """Let go of the file, whatever became of it."""
+        with self.lock:
+            self._commit.drain()
+            if self._file is not None:
+                self._files.close(self._file.handle)
+                self._file = None
+
+    def begin(self) -> None:
+        """There is a segment to write to, behind all that is sealed."""
+        with self.lock:
+            try:
+                self._room_for(0)
+            except SyncFailed as problem:
+                raise self._failed(problem.__cause__) from problem.__cause__
+            except OSError as problem:
+                raise self._refused(problem) from problem
+
+    def roll(self) -> None:
+        """End the segment that grows: what comes next stands in another. One without records of its own goes on."""
+        with self.lock:
+            try:
+                file = self._room_for(0)
+                if file.info.last_rno > file.info.base_rno:
+                    self._roll(file)
+            except SyncFailed as problem:
+                raise self._failed(problem.__cause__) from problem.__cause__
+            except OSError as problem:
+                raise self._refused(problem) from problem
+
+    @property
+    def segment(self) -> SegmentInfo | None:
+        """The one that grows."""
+        return self._file.info if self._file is not None else None
+
+    @property
+    def failure(self) -> OSError | None:
+        """Why nothing can be written any more."""
+        return self._commit.failure
+
+    @property
+    def syncs(self) -> int:
+        """How often the disk was asked."""
+        return self._commit.syncs
+
+    # ------------------------------------------------------------------------------------------------- the machinery
+
+    def _append(self, draft: Draft) -> Placed:
+        if self._commit.failure is not None:
+            raise self._failed(self._commit.failure)
+        is_put = draft.type == RecordType.PUT
+        if is_put and self.next_seq + draft.count - self._durable_seq > MAX_COUNT:
+            self._make_durable()
+        file = self._room_for(record_size(draft.blen))
+        base = self.next_seq if is_put else draft.base
+        header = self._header(draft, base, file.end)
+        file.append([encode_header(header, file.info.salt), *draft.parts])
+        self._wrote(file, header, is_put)
+        if draft.type in _HOLDS_MESSAGES and file.info.index is not None:
+            file.info.index.append(header.pos, base, draft.count)
+        return Placed(file.info, header.pos, header.rno, base)
+
+    def _header(self, draft: Draft, base: int, pos: int) -> RecordHeader:
+        self._last_time = max(self._last_time, self._files.wall_ns())
+        return RecordHeader(
+            draft.type,
+            draft.flags,
+            draft.small,
+            draft.count,
+            pos,
+            self._next_rno,
+            base,
+            self._last_time,
+            self._lease.epoch,
+            draft.blen,
+            draft.bcrc,
+            draft.aux,
+        )
+
+    def _wrote(self, file: SegmentFile, header: RecordHeader, is_put: bool) -> None:
+        info = file.info
+        info.last_rno = header.rno
+        info.last_time = header.time
+        self._next_rno = header.rno + 1
+        if is_put:
+            info.messages += header.count
+            self.next_seq = info.next_seq = header.base + header.count
+        self._commit.wrote(header.rno, file.handle)
+
+    def _room_for(self, size: int) -> SegmentFile:
+        """The segment the next record goes to."""
+        file = self._file
+        if file is None:
+            self._begin_epoch()
+        elif file.broken or file.info.epoch != self._lease.epoch:
+            self._reopen()
+        elif file.info.sealed or (file.end + size + _SEAL_SIZE > self._segment_bytes and not file.info.empty):
+            self._roll(file)
+        assert self._file is not None
+        return self._file
+
+    def _roll(self, file: SegmentFile) -> None:
+        if not file.info.sealed:  # sealed already: the disk was full when the next segment was to begin
+            self._seal(RecordType.ROLL)
+        with self._commit.exclusive():
+            self._durable_seq = self.next_seq
+            self._begin_segment()
+
+    def _seal(self, kind: RecordType) -> None:
+        """ROLL or CLOSE behind the last record."""
+        assert self._file is not None
+        info = self._file.info
+        body = encode_seal(Seal(info.first_seq, info.messages, self.start))
+        self._write_plain(self._file, kind, body, 0)
+        info.sealed = True
+        info.closed = kind == RecordType.CLOSE
+
+    def _write_plain(self, file: SegmentFile, kind: RecordType, body: bytes, count: int) -> None:
+        header = self._header(_plain(kind, body, count), self.next_seq, file.end)
+        file.append([encode_header(header, file.info.salt), body])
+        self._wrote(file, header, False)
+
+    def _begin_segment(self, rows: Sequence[SealedSegment] | None = None) -> None:
+        """A new file; with `rows` it begins with EPOCH. The old one is durable and sealed, or in `rows`."""
+        segno, epoch = self._next_segno, self._lease.epoch
+        self._next_segno += 1  # also if it fails: perhaps the name remains
+        info = SegmentInfo(segno, epoch, segment_path(self._root, self._part, segno, epoch), 0)
+        info.salt = record_salt(self._uuid, segno, epoch)
+        info.base_rno = self._next_rno
+        info.last_rno = self._next_rno - 1
+        info.first_seq = info.next_seq = self.next_seq
+        info.last_time = self._last_time
+        if self._part == "log":
+            info.index = RecordIndex()
+        first, header = b"", None
+        if rows is not None:
+            body = encode_epoch(self.start, list(rows))
+            header = self._header(_plain(RecordType.EPOCH, body, len(rows)), self.next_seq, FILE_HEADER_SIZE)
+            first = encode_header(header, info.salt) + body
+        kind = _KINDS[self._part]
+        made = SegmentFile.create(
+            self._files, self._directory, info, FileHeader(kind, self._uuid, segno, self._next_rno, epoch), first
+        )
+        old, self._file = self._file, made
+        if header is not None:
+            self._wrote(made, header, False)
+            self._unsealed = []
+        self._commit.began(self._next_rno - 1, made.handle)
+        if old is not None:
+            self._files.close(old.handle)
+        self._on_segment(info)
+
+    def _begin_epoch(self) -> None:
+        """The first segment of this epoch. Only then may anything else be written."""
+        try:
+            self._begin_segment(self._unsealed)
+        except OSError as problem:
+            raise self._refused(problem) from problem
+
+    def _reopen(self) -> None:
+        """Go on in a new segment that seals our own last one: after a lapse, or when it could not be cut."""
+        if self._file is None:
+            return  # nothing was written; the next record begins the epoch
+        info = self._file.info
+        row = SealedSegment(
+            info.segno, info.epoch, info.valid, info.last_rno + 1, info.first_seq, info.next_seq, info.messages
+        )
+        try:
+            with self._commit.exclusive():
+                self._durable_seq = self.next_seq
+                self._begin_segment([] if info.sealed else [row])
+        except SyncFailed as problem:
+            raise self._failed(problem.__cause__) from problem.__cause__
+        except OSError as problem:
+            raise self._refused(problem) from problem
+        info.sealed = True
+
+    def _make_durable(self) -> None:
+        self._commit.wait(self._commit.written)
+        self._durable_seq = self.next_seq
+
+    def _wait(self, ticket: int) -> None:
+        try:
+            self._commit.wait(ticket)
+        except SyncFailed as problem:
+            raise self._failed(problem.__cause__) from problem.__cause__
+
+    def _failed(self, cause: BaseException | None) -> WriterFailedError:
+        self._lease.failed()
+        return WriterFailedError(self._root, f"the disk refused: {cause}")
+
+    def _refused(self, problem: OSError) -> StorageError:
+        """What to tell about an error of a write or a create."""
+        if problem.errno in FULL_DISK:
+            return DiskFullError(self._root, f"no room to write ({problem.strerror})")
+        self._commit.failure = self._commit.failure or problem
+        return self._failed(problem)
+
+
+def _plain(kind: RecordType, body: bytes, count: int) -> Draft:
+    return Draft(kind, 0, 0, count, 0, 0, (body,), len(body), crc32(body))
