@@ -1,6 +1,6 @@
-"""daskqueue-storage: durable logs (and soon queues) in a directory, without Dask and without a server.
+"""daskqueue-storage: durable logs and queues in a directory, without Dask and without a server.
 
-    from daskqueue_storage import SegmentedLog
+    from daskqueue_storage import DurableQueue, SegmentedLog
 
 Pure Python, standard library. Import costs nothing and configures nothing.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         WriterFailedError,
     )
     from daskqueue_storage.log import LogStats, SegmentedLog
+    from daskqueue_storage.queue import DurableQueue
     from daskqueue_storage.report import Damage, RecoveryReport
     from daskqueue_storage.verify import VerifyReport, verify
 
@@ -39,6 +40,7 @@ _HOMES = {
     "DamagedLog": "errors",
     "DamagedRecord": "errors",
     "DiskFullError": "errors",
+    "DurableQueue": "queue",
     "FencedError": "errors",
     "FormatError": "errors",
     "LockedError": "errors",
@@ -62,6 +64,7 @@ __all__ = [
     "DamagedLog",
     "DamagedRecord",
     "DiskFullError",
+    "DurableQueue",
     "FencedError",
     "FormatError",
     "LockedError",

@@ -76,7 +76,7 @@ class SimConsumer:
 
     def _leave(self) -> None:
         if self._asking is not None:
-            self._asking.cancel()
+            self._cancel(self._asking)
         self._withdraw()
         self._give_back(everything=True)
 
@@ -254,7 +254,11 @@ class SimConsumer:
 
     def _withdraw(self) -> None:
         for request in list(self._requests.values()):
-            request.cancel()
+            self._cancel(request)
+
+    def _cancel(self, task: Task[Any]) -> None:
+        """Not before its first step, which is due: a task that never began puts nothing in order."""
+        self._node.later(0, task.cancel)
 
     def _give_back(self, *, everything: bool) -> None:
         backlog = list(self._backlog)

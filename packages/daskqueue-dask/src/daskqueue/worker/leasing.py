@@ -109,6 +109,7 @@ class Leasing:
                 self._open_request(0, free, POLL_S)
         elif self._asking is None:
             self._asking = self._actor.spawn(self._ask_in_turn(free))
+            self._asking.add_done_callback(self._asked)  # it may be cancelled before its first step
 
     def _ask_while_paused(self) -> None:
         """Dask paused this worker for memory: take nothing, except one by one what nobody else would take.
@@ -144,18 +145,18 @@ class Leasing:
 
     async def _ask_in_turn(self, free: int) -> None:
         """Ask one queue after the other; when all are empty, park a request at each."""
-        try:
-            for index in self._balancer.order():
-                if index not in self._requests and await self._open_request(index, free, 0.0):
-                    self._balancer.granted(index)
-                    return
-            for index in self._balancer.order():
-                if index not in self._requests:
-                    self._open_request(index, free, POLL_S)
-        finally:
-            self._asking = None
-            if self._slots.free > 0 and not self._actor.is_stopping and len(self._requests) < len(self._route):
-                self.ask()
+        for index in self._balancer.order():
+            if index not in self._requests and await self._open_request(index, free, 0.0):
+                self._balancer.granted(index)
+                return
+        for index in self._balancer.order():
+            if index not in self._requests:
+                self._open_request(index, free, POLL_S)
+
+    def _asked(self, _: asyncio.Task[None]) -> None:
+        self._asking = None
+        if self._slots.free > 0 and not self._actor.is_stopping and len(self._requests) < len(self._route):
+            self.ask()
 
     def _open_request(self, index: int, free: int, wait: float, *, while_paused: bool = False) -> asyncio.Task[bool]:
         """Ask queue `index` for work; the result says whether it gave some. Reports that are due ride along."""
