@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,29 @@ def test_d01_failures_are_not_lost(client: Client) -> None:
         assert {type(error) for error in failures.values()} == {ValueError}
         with pytest.raises(ValueError, match="odd: 1"):
             consumers.results(raise_on_error=True)
+
+
+def test_d02_retries_are_made(client: Client, oracle: Any) -> None:
+    """3 raising tasks and `retries=3`: each runs 4 times, later each time, and ends as a dead letter."""
+
+    def fails(n: int) -> None:
+        oracle.mark(f"{n} {time.monotonic()}")
+        raise ValueError(n)
+
+    with QueuePool(client) as pool, ConsumerPool(client, pool, retries=3) as consumers:
+        futures = [pool.submit(fails, n) for n in range(3)]
+        consumers.join(timeout=LIMIT)
+        assert [repr(future.exception(LIMIT)) for future in futures] == [
+            "ValueError(0)",
+            "ValueError(1)",
+            "ValueError(2)",
+        ]
+        assert [future.attempts for future in futures] == [4, 4, 4]
+        runs = [line.split()[0] for line in oracle.lines()]
+        assert sorted(runs) == ["0"] * 4 + ["1"] * 4 + ["2"] * 4
+        letters = pool.dead_letters()
+        assert [(letter.key, letter.attempts) for letter in letters] == [(future.key, 4) for future in futures]
+        assert {letter.error_type for letter in letters} == {"ValueError"}
 
 
 def test_d03_a_batch_larger_than_the_concurrency_is_done(client: Client, oracle: Any) -> None:

@@ -262,6 +262,20 @@ def test_expired(client: Client, other: Any) -> None:
         assert there.results([batch[1].key]) == {}
 
 
+def test_a_collected_result_expires(client: Client, other: Any, eventually: Any) -> None:
+    """Interleaving 18: collected, `result_ttl` over, read again by number: ResultExpired; by key nobody knows it."""
+    with QueuePool(client, result_ttl=0.2) as pool, ConsumerPool(client, pool):
+        future = pool.submit(abs, -1)
+        keyed = pool.options(key="expires").submit(abs, -2)
+        assert (future.result(LIMIT), keyed.result(LIMIT)) == (1, 2)
+        there = other(pool)
+        eventually(lambda: isinstance(there.get_future(future.key).exception(LIMIT), ResultExpired), LIMIT)
+        eventually(lambda: not there.results(["expires"]), LIMIT)
+        with pytest.raises(KeyError):
+            there.get_future("expires")
+        assert future.result() == 1  # whoever had it still has it
+
+
 def test_the_same_key_from_two_clients(pool: QueuePool, other: Any, oracle: Any) -> None:
     """It runs once, and both find it under its key."""
     there = other(pool)

@@ -43,6 +43,7 @@ __all__ = ["ConsumerActor"]
 POLL_S: Final = 20.0
 PAUSED_S: Final = 0.1
 OVERSTAY_LONGEST_S: Final = 5.0
+RETRY_BACKOFF_S: Final = 0.1  # of the first of `retries=`; whoever wants others gives a RetryPolicy
 
 
 class ConsumerActor:
@@ -61,7 +62,7 @@ class ConsumerActor:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         retries = spec.get("retries", 0)
-        self._retry_policy = RetryPolicy(max_attempts=1 + retries, backoff=0.0) if retries else None
+        self._retry_policy = RetryPolicy(max_attempts=1 + retries, backoff=RETRY_BACKOFF_S) if retries else None
         self._pacer = Pacer()
         self._blocks = BlockCache()
         self._executor = TaskExecutor(node.worker, spec["executor"], id)
