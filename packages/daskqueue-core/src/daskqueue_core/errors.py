@@ -5,6 +5,7 @@
     ├── PoolExists           a pool of that name lives with other options
     ├── PoolClosed           the pool was shut down
     ├── QueueUnavailable     a queue has no host at present
+    ├── QueueMoved           (in `handover`) a queue was handed over to another host: ask the directory
     ├── QueueLost            a queue is gone with what it held, and it cannot be put again
     ├── WorkerCrashed        the worker died while it ran the task, which is not run again
     ├── TaskTimeout          the task ran longer than its timeout (also TimeoutError)

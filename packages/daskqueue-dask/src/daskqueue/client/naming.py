@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from daskqueue.current import task_key
 from daskqueue_core.names import TaskName
 
 __all__ = ["KEY_BYTES", "Named", "check_key", "check_keys", "item_key", "parse_key", "queue_of", "task_key"]
@@ -32,11 +33,6 @@ class Named(NamedTuple):
     name: TaskName
     uuid: str = ""  # of the life of a queue; empty: in whichever
     everywhere: bool = False  # any queue of the pool may have it; else that of `queue_of`
-
-
-def task_key(client: int, number: int) -> str:
-    """The key of a task that its client made."""
-    return f"{client:016x}-{number}"
 
 
 def item_key(uuid: str, seq: int) -> str:

@@ -9,6 +9,7 @@
         LoadError                   the worker could not read what it was sent
           FunctionLoadError
           ArgumentLoadError
+          ControlLoadError          (in `control`) its timeout and retry policy
         ResultLoadError             the client could not read what the worker sent
         RemoteError                 stands in for an exception that cannot travel
     RemoteTraceback                 the `__cause__` of every exception that came from a worker
