@@ -318,6 +318,11 @@ class TransientQueue(MovableQueue):
         """The queue could not listen for `by` nanoseconds: nobody's deadline passed meanwhile."""
         self._ledger.shift_deadlines(by)
 
+    def next_scheduled_at(self) -> int:
+        """When the first message is due or expires, beyond all times if none: of `next_ready_at` what puts change."""
+        ledger = self._ledger
+        return min(ledger.waiting.first, ledger.expiring.first)
+
     def next_ready_at(self) -> int | None:
         """When `tick` has something to do next."""
         return min((at for at in (self._ledger.next_at(), self._mail.next_at()) if at is not None), default=None)

@@ -70,6 +70,7 @@ class QueueActor(QueueAdministration):
         self._asked_at: dict[str, float] = {}  # who asked for work last, and when
         self._alone_from = 0.0  # before, others may not have found the queue yet
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0
         self._heard_at = 0.0
         self._closed = False
 
@@ -382,16 +383,17 @@ class QueueActor(QueueAdministration):
         """Keep a timer while there is something that time can bring, set to the first of it."""
         if self._closed:
             return
+        if self._timer is not None and self.queue.next_scheduled_at() >= self._timer_at:
+            return  # nothing else comes sooner by a change of the queue
         at = self.queue.next_ready_at()
         if at is None and not (self._joins and self._expected):
             return
         loop = asyncio.get_running_loop()
         delay = HEARTBEAT_S if at is None else min(max((at - self._clock()) / 1e9, 0.001), HEARTBEAT_S)
         if self._timer is not None:
-            if self._heard_at <= loop.time() + delay:
-                return
             self._timer.cancel()
         self._heard_at = loop.time() + delay
+        self._timer_at = self._clock() + int(delay * 1e9)
         self._timer = loop.call_later(delay, self._on_time)
 
     def _on_time(self) -> None:
