@@ -1,7 +1,7 @@
 """Which of the ready messages one lease takes: of one function, so that its estimate holds, and not too many bytes.
 
 The ledger offers only what the consumer serves, in order; this looks at what the messages are. Near the end of the work
-leases are half as long, so that nobody runs two halves while another has none.
+leases of long tasks are half as long, so that nobody runs two halves while another has none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ __all__ = ["LEASE_BYTES", "chooser"]
 
 LEASE_BYTES: Final = 4 << 20
 DEEP: Final = 16  # leases like this one that are ready: enough for everybody
+MANY: Final = 1_000  # in a lease: so short that another round trip costs more than the end can win
 
 
 def chooser(limit: int, demand: Demand, payloads: Payloads, count: int) -> Callable[[Iterator[Run]], list[Run]]:
@@ -36,7 +37,7 @@ def chooser(limit: int, demand: Demand, payloads: Payloads, count: int) -> Calla
                     wanted = wants.get(function)
                     if wanted is None:
                         wanted = demand.unknown
-                    elif count < DEEP * wanted:
+                    elif wanted < MANY and count < DEEP * wanted:
                         wanted = (wanted + 1) // 2
                     room = min(limit, wanted)
                     if room <= 0:

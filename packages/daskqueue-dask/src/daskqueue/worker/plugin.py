@@ -37,7 +37,7 @@ __all__ = ["DaskQueueWorker"]
 logger = logging.getLogger(__name__)
 
 TEARDOWN_S: Final = 3.0
-STARTING_S: Final = 1.0  # a nanny gives up on a worker that dies before it has said that it runs, so none is risked
+STARTING_S: Final = 1.0  # a nanny does not restart a worker that dies while it starts: nothing is run until then
 REMEMBERED: Final = 1000
 
 
