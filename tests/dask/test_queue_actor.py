@@ -412,6 +412,7 @@ def test_a_suspect_waits_for_others_to_find_the_new_life(monkeypatch: pytest.Mon
     async def test() -> None:
         actor = QueueActor(expected=["client"])
         await actor.admit(suspect(0))
+        await actor.resubmitted("client")  # which may be over before anybody asks
         assert await actor.lease(1, owner="host", near=True) is None
         assert await actor.lease(1, owner="host", near=True, wait=LONG)
         await actor.close()

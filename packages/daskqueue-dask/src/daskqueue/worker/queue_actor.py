@@ -68,7 +68,8 @@ class QueueActor(QueueAdministration):
         self._joins: dict[asyncio.Future[None], Collection[int]] = {}  # with the kinds they wait for
         self._line: dict[object, asyncio.Future[None]] = {}  # puts that wait for room, in the order they came
         self._asked_at: dict[str, float] = {}  # who asked for work last, and when
-        self._alone_from = 0.0  # before, others may not have found the queue yet
+        self._is_again = bool(expected)  # its host before this one was lost
+        self._alone_from = 0.0  # then, others may not have found the queue before this time
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0
         self._heard_at = 0.0
@@ -202,7 +203,7 @@ class QueueActor(QueueAdministration):
         may kill its worker goes to others, if there are any: here it would take the queue along, and the count.
         """
         self._asked_at[owner] = asyncio.get_running_loop().time()
-        if self._expected and not self._alone_from:
+        if self._is_again and not self._alone_from:
             self._alone_from = self._wake_after(RESTART_S)
 
         def grant() -> Lease | None:
