@@ -163,3 +163,4 @@ def test_every_outcome_is_exact(
     assert failed <= set(pool.failures())
     assert {letter.key for letter in pool.dead_letters()} <= failed  # those of a lost host are gone with it
     pool.join(timeout=LIMIT)
+    client.wait_for_workers(2, timeout=LIMIT)
