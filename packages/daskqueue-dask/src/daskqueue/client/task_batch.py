@@ -1,6 +1,7 @@
 """`TaskBatch`: many tasks in one object, of which a future is made when it is touched.
 
-Four bytes a task, beside the bytes of the results. Deliveries come on the client's event loop; readers are other
+A batch of a put costs what its tasks cost together, and four bytes a task once they have not all ended at once; beside
+that the bytes of the results. Deliveries come on the client's event loop; readers are other
 threads, or that loop with an asynchronous client.
 """
 
@@ -13,7 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from daskqueue.client.futures import Home, TaskFuture
 from daskqueue.client.naming import task_key
@@ -24,6 +25,8 @@ from daskqueue_core.outcomes import End
 from daskqueue_core.producer import Delivery
 
 __all__ = ["Counts", "TaskBatch"]
+
+_PENDING: Final = 0
 
 
 class Counts(NamedTuple):
@@ -46,7 +49,8 @@ class TaskBatch(Sequence[TaskFuture]):
         self._home = home
         self._condition = threading.Condition()
         self._numbers: list[tuple[int, int]] = []  # (index of the first task, its number) of each batch put
-        self._slots = array("I")  # a task -> its piece + 1; 0: pending
+        self._size = 0
+        self._slots: list[int | array[int]] = []  # of each batch put: the number of its tasks' piece, or an array of them
         self._pieces: list[tuple[Piece, int]] = []  # with the index of the outcome's first message
         self._completed: list[Run] = []
         self._news: list[asyncio.Future[None]] = []
@@ -59,9 +63,10 @@ class TaskBatch(Sequence[TaskFuture]):
     def extend(self, count: int, number: int) -> int:
         """`count` more tasks, the client's numbers from `number` on; returns the index of the first."""
         with self._condition:
-            index = len(self._slots)
+            index = self._size
             self._numbers.append((index, number))
-            self._slots.frombytes(bytes(4 * count))
+            self._slots.append(_PENDING)
+            self._size += count
             return index
 
     def deliver(self, delivery: Delivery) -> None:
@@ -80,7 +85,7 @@ class TaskBatch(Sequence[TaskFuture]):
         called: list[TaskFuture] = []
         with self._condition:
             self._pieces.append((piece, shift))
-            self._slots[lo:hi] = array("I", [len(self._pieces)]) * (hi - lo)
+            self._mark(lo, hi, len(self._pieces))
             self._completed.append((lo, hi))
             self._done += hi - lo
             self._failed += failed
@@ -98,6 +103,30 @@ class TaskBatch(Sequence[TaskFuture]):
                     news.set_result(None)
             self._news.clear()
 
+    def _mark(self, lo: int, hi: int, slot: int) -> None:
+        """The tasks from `lo` to `hi` have ended with piece `slot`. A batch that ends as one costs nothing a task."""
+        at = self._batch_of(lo)
+        while lo < hi:
+            first, stop = self._numbers[at][0], self._numbers[at + 1][0] if at + 1 < len(self._numbers) else self._size
+            until = min(hi, stop)
+            if (lo, until) == (first, stop):
+                self._slots[at] = slot
+            else:
+                slots = self._slots[at]
+                if isinstance(slots, int):
+                    slots = self._slots[at] = array("I", [slots]) * (stop - first)
+                slots[lo - first : until - first] = array("I", [slot]) * (until - lo)
+            lo, at = until, at + 1
+
+    def _batch_of(self, index: int) -> int:
+        return bisect_right(self._numbers, index, key=itemgetter(0)) - 1
+
+    def _slot(self, index: int) -> int:
+        """The number of a task's piece."""
+        at = self._batch_of(index)
+        slots = self._slots[at]
+        return slots if isinstance(slots, int) else slots[index - self._numbers[at][0]]
+
     def _touched(self, lo: int, hi: int) -> Sequence[int]:
         """The tasks from `lo` to `hi` that may have a future."""
         if hi - lo <= len(self._futures):
@@ -107,7 +136,7 @@ class TaskBatch(Sequence[TaskFuture]):
     # -- for its user
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return self._size
 
     def __repr__(self) -> str:
         return f"<TaskBatch of {len(self)}: {self._done} done, {self._failed} failed>"
@@ -124,14 +153,14 @@ class TaskBatch(Sequence[TaskFuture]):
             if future is None:
                 future = TaskFuture(self._home, self._number(index), self._condition)
                 self._futures[index] = future
-                slot = self._slots[index]
-                if slot:
+                slot = self._slot(index)
+                if slot != _PENDING:
                     piece, shift = self._pieces[slot - 1]
                     future._end(piece, index - shift)
             return future
 
     def _number(self, index: int) -> int:
-        first, number = self._numbers[bisect_right(self._numbers, index, key=itemgetter(0)) - 1]
+        first, number = self._numbers[self._batch_of(index)]
         return number + index - first
 
     def __iter__(self) -> Iterator[TaskFuture]:
@@ -151,12 +180,12 @@ class TaskBatch(Sequence[TaskFuture]):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all have ended; False if they have not within `timeout` seconds."""
         with self._condition:
-            return self._condition.wait_for(lambda: self._done >= len(self._slots), timeout)
+            return self._condition.wait_for(lambda: self._done >= self._size, timeout)
 
     def counts(self) -> Counts:
         """How many are where."""
         with self._condition:
-            return Counts(len(self._slots) - self._done, self._done - self._failed, self._failed)
+            return Counts(self._size - self._done, self._done - self._failed, self._failed)
 
     def cancel(self) -> int:
         """Try to cancel what has not ended, as `TaskFuture.cancel` does. Returns how many ended by it at once."""
@@ -164,7 +193,7 @@ class TaskBatch(Sequence[TaskFuture]):
 
     async def wait_async(self) -> None:
         """Wait until all have ended, on the client's event loop."""
-        while self._done < len(self._slots):
+        while self._done < self._size:
             news = asyncio.get_running_loop().create_future()
             self._news.append(news)
             await news
@@ -230,5 +259,5 @@ class TaskBatch(Sequence[TaskFuture]):
     def _in_order(self) -> Iterator[tuple[int, int, Piece, int]]:
         """Runs of tasks with the piece they share: `(index, stop, piece, index of the outcome's first message)`."""
         for lo, hi in sorted(self._completed):
-            piece, shift = self._pieces[self._slots[lo] - 1]
+            piece, shift = self._pieces[self._slot(lo) - 1]
             yield lo, hi, piece, shift
