@@ -1,13 +1,16 @@
-"""Many calls or items into batches: blocks of up to 1,000, and of about 1 MiB.
+"""Many calls or items into batches: blocks of up to 1,000, and of about 1 MiB; of more if they are very small.
 
 How many elements make a block is learnt from the one before, so that arguments of 100 KB travel ten at a time and
-integers a thousand; a block that came out much too large is cut once more. The items of one iterable travel as a
-column, without a tuple around each, and a `range` or an array as a slice of itself.
+integers four thousand: what a block costs beside its elements is the larger part then, and reading all of it to run a
+few of them is still cheap. What a slow iterable brings leaves about twenty times a second. A block that came out much
+too large is cut once more. The items of one iterable travel as a column, without a tuple around each, and a `range` or
+an array as a slice of itself.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, cast
 
@@ -15,10 +18,13 @@ from daskqueue.wire.calls import encode_block, encode_item, encode_lengths
 from daskqueue.wire.functions import Style, encode_function
 from daskqueue_core.batch import Batch, Keep, Kind
 
-__all__ = ["BLOCK_CALLS", "Calls", "encode_calls", "item_batch"]
+__all__ = ["BLOCK_CALLS", "SMALL_CALLS", "Calls", "encode_calls", "item_batch"]
 
 BLOCK_CALLS: Final = 1000
 BLOCK_BYTES: Final = 1 << 20
+BLOCK_S: Final = 0.05
+SMALL_CALLS: Final = 4000
+SMALL_BYTES: Final = 1 << 15
 FIRST_CALLS: Final = 16
 
 
@@ -58,18 +64,27 @@ def _slices(iterable: Any) -> bool:
 
 
 def encode_calls(
-    fn: Callable[..., Any], calls: Calls, *, client: int, keep: Keep, most: int = BLOCK_CALLS, limit: int | None = None
+    fn: Callable[..., Any], calls: Calls, *, client: int, keep: Keep, most: int = SMALL_CALLS, limit: int | None = None
 ) -> Iterator[Batch]:
     """Batches of up to `most` calls of `fn`, of `limit` in all; the caller numbers them."""
     function = encode_function(fn, calls.style)
     size = min(FIRST_CALLS, most)
     left = limit
-    while len(some := calls.take(size if left is None else min(size, left))):
-        body = b""
+    while True:
+        began = time.perf_counter()
+        some = calls.take(size if left is None else min(size, left))
+        if not len(some):
+            return
+        took = time.perf_counter() - began
         for count, body in _blocks(fn, some, calls.style):
             yield Batch(count, body, b"", function.shared, Kind.CALL, function.hash, client, 0, keep)
-        size = max(1, min(most, BLOCK_BYTES * count // len(body)))
+        size = min(most, _block_calls(len(body) / count), int(len(some) * BLOCK_S / max(took, 1e-6))) or 1
         left = None if left is None else left - len(some)
+
+
+def _block_calls(nbytes: float) -> int:
+    """How many calls of so many bytes make a block."""
+    return max(min(SMALL_CALLS, int(SMALL_BYTES / nbytes)), min(BLOCK_CALLS, int(BLOCK_BYTES / nbytes)))
 
 
 def _blocks(fn: Callable[..., Any], elements: Sequence[Any], style: Style) -> Iterator[tuple[int, bytes]]:

@@ -9,6 +9,7 @@ The buffer is touched under a lock by any thread; everything else on the event l
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Container, Sequence
@@ -78,7 +79,8 @@ class Submitter:
         self._route = route
         self._streams = streams
         self._owner = owner
-        self.batch_calls = min(BATCH_CALLS, most_in_a_put(maxsize, on_full) or BATCH_CALLS)  # of a batch, at most
+        self.put_calls = most_in_a_put(maxsize, on_full) or sys.maxsize  # that a batch may have
+        self._batch_calls = min(BATCH_CALLS, self.put_calls)
         self._maxsize = maxsize
         self._crowd = min(maxsize or BUFFER_CALLS, BUFFER_CALLS)  # with fewer it is not full: a look without a call
         self._wait_for_room_s = ROOM_WAIT_S if on_full == "wait" else 0.0
@@ -188,13 +190,13 @@ class Submitter:
         with self._lock:
             batches, self._batches = self._batches, deque()
             calls: deque[Call] = deque()
-            if len(self._calls) >= self.batch_calls or in_flight < COALESCE_PUTS:
+            if len(self._calls) >= self._batch_calls or in_flight < COALESCE_PUTS:
                 calls, self._calls = self._calls, calls
             self._woken = bool(self._calls)  # what stays leaves with the next answer
         for batch, of, shift in batches:
             self._streams[self._balancer.pick()].offer(batch, of, shift)
         while calls:
-            batch, sink, queue = gather(calls, self._session.id, self.batch_calls, len(self._streams))
+            batch, sink, queue = gather(calls, self._session.id, self._batch_calls, len(self._streams))
             self._streams[self._balancer.pick() if queue is None else queue].offer(batch, sink)
         for index in range(len(self._streams)):
             self.kick(index)

@@ -50,7 +50,9 @@ class TaskBatch(Sequence[TaskFuture]):
         self._condition = threading.Condition()
         self._numbers: list[tuple[int, int]] = []  # (index of the first task, its number) of each batch put
         self._size = 0
-        self._slots: list[int | array[int]] = []  # of each batch put: the number of its tasks' piece, or an array of them
+        self._slots: list[
+            int | array[int]
+        ] = []  # of each batch put: the number of its tasks' piece, or an array of them
         self._pieces: list[tuple[Piece, int]] = []  # with the index of the outcome's first message
         self._completed: list[Run] = []
         self._news: list[asyncio.Future[None]] = []

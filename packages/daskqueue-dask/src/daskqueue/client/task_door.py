@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from daskqueue.client.encoder import BLOCK_CALLS, Calls, encode_calls, item_batch
+from daskqueue.client.encoder import BLOCK_CALLS, SMALL_CALLS, Calls, encode_calls, item_batch
 from daskqueue.client.futures import TaskFuture
 from daskqueue.client.options import check_count
 from daskqueue.client.pool_connection import PoolConnection
@@ -93,7 +93,7 @@ class TaskDoor:
         """As `concurrent.futures.Executor.map`: `fn` of the items side by side; an iterator of the values, in order.
 
         `buffersize=None` submits everything at the call; `buffersize=n` keeps at most n tasks submitted and not yet
-        yielded, pulled by the caller's `next`. `chunksize` is a hint; tasks travel in batches of up to 1,000 anyhow.
+        yielded, pulled by the caller's `next`. `chunksize` is a hint; tasks travel in batches of up to 4,000 anyhow.
         """
         if buffersize is not None:
             check_count("buffersize", buffersize)
@@ -142,14 +142,14 @@ class TaskDoor:
         calls: Calls,
         sink: TaskBatch | ValueStream,
         keep: Keep,
-        most: int = BLOCK_CALLS,
+        most: int = SMALL_CALLS,
         limit: int | None = None,
     ) -> int:
         """Send all calls; returns how many."""
         if not callable(fn):
             raise TypeError(f"a task needs a function to call, not {fn!r}")
         connection, before = self._connection, len(sink)
-        most = min(most, connection.submitter.batch_calls)
+        most = min(most, connection.submitter.put_calls)
         terms, ready_at = self._terms(keep), self._choice.ready_at()
         try:
             for batch in encode_calls(fn, calls, client=self._session.id, keep=keep, most=most, limit=limit):
@@ -185,7 +185,7 @@ class TaskDoor:
 
     def _items(self, items: Iterable[Any]) -> list[Batch]:
         terms, ready_at = self._terms(Keep.NONE), self._choice.ready_at()
-        most = self._connection.submitter.batch_calls
+        most = min(BLOCK_CALLS, self._connection.submitter.put_calls)
         return [terms.on(batch)._replace(ready_at=ready_at) for batch in item_batch(items, most=most)]
 
     # -- options
