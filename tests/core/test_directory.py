@@ -41,6 +41,11 @@ def open_pool(
     return directory.open(name, {"n_queues": n}, n, client=client, owned=owned)
 
 
+def fail(directory: Directory, uuid: str, epoch: int, pool: str = "p") -> list[Any]:
+    """The worker that was told to host a queue did not."""
+    return list(directory.host_failed(pool, uuid, epoch))
+
+
 def consume(directory: Directory, count: int | None, id: str = "k", pool: str = "p", **options: Any) -> list[Any]:
     """Start a consumer pool."""
     fields = {"kinds": (0, 1), "early_ack": False, **options}
@@ -76,10 +81,10 @@ def test_a_place_is_up_when_its_host_says_so(directory: Directory) -> None:
     join(directory, A)
     open_pool(directory, 2)
     assert [place.up for place in directory.pools["p"].places] == [False, False]
-    directory.hosted("p", "u1")
+    directory.hosted("p", "u1", 0)
     assert directory.pools["p"].places == [Place("u0", A, 0, False), Place("u1", A, 0, True)]
-    directory.hosted("p", "unknown")
-    directory.hosted("unknown", "u0")
+    directory.hosted("p", "unknown", 0)
+    directory.hosted("unknown", "u0", 0)
     assert [place.up for place in directory.pools["p"].places] == [False, True]
 
 
@@ -175,8 +180,8 @@ def test_a_lost_host(directory: Directory) -> None:
     join(directory, A, B)
     open_pool(directory, 2)
     directory.attach("p", "c2")
-    directory.hosted("p", "u0")
-    directory.hosted("p", "u1")
+    directory.hosted("p", "u0", 0)
+    directory.hosted("p", "u1", 0)
     orders = directory.worker_left(A)
     assert orders == [Release(B, f"{A}#1"), Host(B, "p", 0, "u2", 1, {"n_queues": 2}, ("c1", "c2"))]
     assert directory.pools["p"].places == [Place("u2", B, 1, False), Place("u1", B, 0, True)]
@@ -215,10 +220,11 @@ def test_a_host_that_failed(directory: Directory) -> None:
     """Another one tries, with a new uuid; the same again only if there is no other."""
     join(directory, A, B)
     open_pool(directory)
-    [order] = directory.host_failed("p", "u0")
+    [order] = fail(directory, "u0", 0)
     assert (order.address, order.uuid, order.epoch) == (B, "u1", 1)
     directory.worker_left(A)
-    [order] = directory.host_failed("p", "u1")
+    assert fail(directory, "u1", 0) == [], "of an order that it never had"
+    [order] = fail(directory, "u1", 1)
     assert (order.address, order.uuid) == (B, "u2")
 
 
@@ -226,9 +232,60 @@ def test_an_old_failure(directory: Directory) -> None:
     """Of a life that is over, or a pool that is: nothing to do."""
     join(directory, A, B)
     open_pool(directory)
-    directory.host_failed("p", "u0")
-    assert directory.host_failed("p", "u0") == []
-    assert directory.host_failed("unknown", "u1") == []
+    fail(directory, "u0", 0)
+    assert fail(directory, "u0", 0) == []
+    assert directory.host_failed("unknown", "u1", 0) == []
+
+
+# -- durable queues
+
+
+def open_durable(directory: Directory, *uuids: str) -> list[Any]:
+    """A pool of queues that have directories."""
+    return directory.open("d", {}, len(uuids), client="c1", owned=False, uuids=uuids)
+
+
+def test_a_durable_queue_keeps_its_uuid(directory: Directory) -> None:
+    """Whatever becomes of its hosts; each order has a new epoch, and says who is here to keep leases."""
+    join(directory, A, B)
+    [host] = open_durable(directory, "x")
+    assert (host.uuid, host.epoch, host.expected) == ("x", 0, ())
+    directory.hosted("d", "x", 0)
+    orders = directory.worker_left(host.address)
+    [again] = [order for order in orders if isinstance(order, Host)]
+    assert (again.uuid, again.epoch, again.expected) == ("x", 1, ())
+    assert [owner.partition("#")[0] for owner in again.owners] == [again.address]
+    assert not directory.pools["d"].places[0].up
+    directory.hosted("d", "x", 0)
+    assert not directory.pools["d"].places[0].up, "that was its host before"
+    directory.hosted("d", "x", 1)
+    assert directory.pools["d"].places[0].up
+
+
+def test_each_worker_tries_a_durable_queue_once(directory: Directory) -> None:
+    """And when none could, all are asked once more; a worker that joins is asked as well."""
+    join(directory, A, B, C)
+    [order] = open_durable(directory, "x")
+    asked = [order.address]
+    for _ in range(5):
+        [order] = fail(directory, "x", order.epoch, "d")
+        asked.append(order.address)
+    assert set(asked[:3]) == set(asked[3:]) == {A, B, C}
+    directory.worker_left(A)
+    directory.worker_left(B)
+    directory.worker_left(C)
+    assert directory.pools["d"].places[0].address == ""
+    [order] = [order for order in directory.worker_joined(A, A + "#2", 1) if isinstance(order, Host)]
+    assert (order.address, order.uuid) == (A, "x")
+
+
+def test_a_durable_queue_is_not_moved(directory: Directory) -> None:
+    """Its directory is closed here and opened there."""
+    join(directory, A, B)
+    [order] = open_durable(directory, "x")
+    directory.hosted("d", "x", order.epoch)
+    other = next(address for address in (A, B) if address != order.address)
+    assert directory.move("d", 0, other) == []
 
 
 # -- consumers
@@ -430,7 +487,7 @@ def moving(directory: Directory) -> Directory:
     """Queue u0 is at A, under epoch 0, and is ordered to B, under epoch 1; C is there too."""
     join(directory, A, B, C)
     open_pool(directory)
-    directory.hosted("p", "u0")
+    directory.hosted("p", "u0", 0)
     assert directory.move("p", 0, B) == [TakeOver(B, "p", 0, "u0", 1, A, {"n_queues": 1})]
     assert directory.pools["p"].places == [Place("u0", A, 0, True)]
     return directory
@@ -537,7 +594,7 @@ def test_a_pool_ends_while_it_moves(moving: Directory) -> None:
 
 def test_an_old_host_failure_during_a_move(moving: Directory) -> None:
     """It is believed: the life is over, at the new host as well."""
-    orders = moving.host_failed("p", "u0")
+    orders = moving.host_failed("p", "u0", 0)
     assert orders == [Drop(B, "p", "u0", 1), Host(B, "p", 0, "u1", 2, {"n_queues": 1}, ("c1",))]
     assert moving.moved("p", "u0", 1) == []
 
@@ -570,7 +627,7 @@ def test_one_queue_and_one_epoch_on_a_random_walk(directory: Directory, seed: in
         if open_orders and (incarnation >= 150 or chance.random() < 0.4):
             order = open_orders.pop(chance.randrange(len(open_orders)))
             if isinstance(order, Host):
-                directory.hosted("p", order.uuid)
+                directory.hosted("p", order.uuid, order.epoch)
                 orders = []
             else:
                 answer = directory.moved if chance.random() < 0.6 else directory.move_failed
@@ -620,7 +677,7 @@ def test_invariants_on_a_random_walk(directory: Directory, seed: int) -> None:
             orders = directory.worker_left(address)
             running = {key: n for key, n in running.items() if key[0] != address}
         else:
-            orders = directory.host_failed("p", directory.pools["p"].places[0].uuid)
+            orders = directory.host_failed("p", *directory.pools["p"].places[0][::2])
         for order in orders:
             if isinstance(order, Consume):
                 running[order.address, order.consumers] = order.count

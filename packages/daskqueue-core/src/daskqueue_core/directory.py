@@ -2,7 +2,8 @@
 
 It decides and returns *orders* (host this queue there, release that owner's leases, ...), which the scheduler plugin
 carries out. A queue's place is `(uuid, address, epoch)`. The uuid is the life of a transient queue: when its host is
-lost, the queue gets a new uuid on another worker, and everybody who still names the old one learns that it is lost.
+lost, the queue gets a new uuid on another worker, and everybody who still names the old one learns that it is lost. A
+durable queue keeps its uuid, which is that of its directory: it is opened again on a worker that can.
 
 A queue *moves* with its uuid. The new host is ordered to take it over from the old one, under an epoch that is given
 before the move begins and never again; when it says that it serves, its place is switched, and who calls the old host
@@ -16,7 +17,7 @@ more than one; an order is given once, and whoever fails to carry it out says so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -95,6 +96,9 @@ class PoolRecord:
     """The last one given, of each queue."""
     moves: dict[str, _Move] = field(default_factory=dict)
     """By uuid."""
+    durable: bool = False
+    refused: dict[str, set[str]] = field(default_factory=dict)
+    """Workers that could not open a durable queue, by uuid, since one of them last could or all had been asked."""
 
     def next_epoch(self, index: int) -> int:
         """An epoch that queue `index` never had."""
@@ -178,14 +182,26 @@ class Directory:
 
     # -- pools
 
-    def open(self, name: str, options: Mapping[str, Any], n_queues: int, *, client: str, owned: bool) -> list[Order]:
-        """Create a pool (which must not exist). `owned`: it belongs to `client` and ends with it."""
-        pool = PoolRecord(name, options, client if owned else None)
+    def open(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        n_queues: int,
+        *,
+        client: str,
+        owned: bool,
+        uuids: Sequence[str] | None = None,
+    ) -> list[Order]:
+        """Create a pool (which must not exist). `owned`: it belongs to `client` and ends with it.
+
+        `uuids`: of the queues of a durable pool.
+        """
+        pool = PoolRecord(name, options, client if owned else None, durable=uuids is not None)
         pool.clients.add(client)
         self.pools[name] = pool
         orders: list[Order] = []
         for index in range(n_queues):
-            pool.places.append(Place(self._new_uuid(), "", 0, False))
+            pool.places.append(Place(self._new_uuid() if uuids is None else uuids[index], "", 0, False))
             pool.epochs.append(0)
             orders += self._host(pool, index)
         return orders
@@ -220,44 +236,60 @@ class Directory:
 
     # -- places
 
-    def hosted(self, pool: str, uuid: str) -> None:
-        """The host of queue `uuid` serves it now."""
+    def hosted(self, pool: str, uuid: str, epoch: int) -> None:
+        """The host of queue `uuid` serves it now. `epoch` says which order that was."""
         record = self.pools.get(pool)
-        if record is not None:
+        if record is not None and self._is_at(record, uuid, epoch):
+            record.refused.pop(uuid, None)
             record.places = [place._replace(up=True) if place.uuid == uuid else place for place in record.places]
 
-    def host_failed(self, pool: str, uuid: str) -> list[Order]:
-        """The worker that was told to host queue `uuid` did not: try the next."""
+    def host_failed(self, pool: str, uuid: str, epoch: int) -> list[Order]:
+        """The worker that was told to host queue `uuid` did not, or does no more: try the next."""
         record = self.pools.get(pool)
-        if record is None:
+        if record is None or not self._is_at(record, uuid, epoch):
             return []
-        orders: list[Order] = []
-        for index, place in enumerate(record.places):
-            if place.uuid == uuid:
-                orders += self._rehost(record, index, avoid=place.address)
-        return orders
+        index = next(index for index, place in enumerate(record.places) if place.uuid == uuid)
+        address = record.places[index].address
+        if record.durable:
+            record.refused.setdefault(uuid, set()).add(address)
+        return self._rehost(record, index, avoid=address)
+
+    @staticmethod
+    def _is_at(pool: PoolRecord, uuid: str, epoch: int) -> bool:
+        return any(place.uuid == uuid and place.epoch == epoch for place in pool.places)
 
     def _rehost(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
         uuid = pool.places[index].uuid
         move = pool.moves.pop(uuid, None)
         orders: list[Order] = [Drop(move.to, pool.name, uuid, move.epoch)] if move is not None else []
-        pool.places[index] = Place(self._new_uuid(), "", pool.next_epoch(index), False)
+        pool.places[index] = Place(uuid if pool.durable else self._new_uuid(), "", pool.next_epoch(index), False)
         return orders + self._host(pool, index, avoid)
 
     def _host(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
-        address = self._least_loaded(avoid)
+        refused = pool.refused.get(pool.places[index].uuid, set())
+        if refused.issuperset(self._workers):  # nobody could: all are asked once more
+            refused.clear()
+        address = self._least_loaded(avoid, refused)
         if address is None:
             return []
         place = pool.places[index] = pool.places[index]._replace(address=address)
-        expected = tuple(sorted(pool.clients)) if place.epoch else ()
-        return [Host(address, pool.name, index, place.uuid, place.epoch, pool.options, expected)]
+        expected: tuple[str, ...] = ()
+        owners: tuple[str, ...] = ()
+        if pool.durable:
+            owners = tuple(sorted(worker.owner for worker in self._workers.values()))
+        elif place.epoch:
+            expected = tuple(sorted(pool.clients))
+        return [Host(address, pool.name, index, place.uuid, place.epoch, pool.options, expected, owners)]
 
     # -- moves
 
     def move(self, pool: str, index: int, to: str) -> list[Order]:
-        """Let the worker `to` host queue `index`, with all it holds. Nothing, if it cannot be moved there now."""
+        """Let the worker `to` host queue `index`, with all it holds. Nothing, if it cannot be moved there now.
+
+        A durable queue is not: it is closed where it is, and opened by another.
+        """
         record = self.pools.get(pool)
-        if record is None or not 0 <= index < len(record.places) or to not in self._workers:
+        if record is None or record.durable or not 0 <= index < len(record.places) or to not in self._workers:
             return []
         place = record.places[index]
         if not place.up or place.address == to or place.uuid in record.moves:
@@ -315,8 +347,8 @@ class Directory:
         pool.places[index] = place._replace(address="", up=False)
         return []
 
-    def _least_loaded(self, avoid: str) -> str | None:
-        load = dict.fromkeys(self._workers, 0)
+    def _least_loaded(self, avoid: str, refused: Collection[str] = ()) -> str | None:
+        load = dict.fromkeys([address for address in self._workers if address not in refused], 0)
         for pool in self.pools.values():
             for place in pool.places:
                 if place.address in load:

@@ -31,6 +31,7 @@ class Host(NamedTuple):
     epoch: int
     options: Mapping[str, Any]
     expected: tuple[str, ...]  # clients that may put again what the life before this lost
+    owners: tuple[str, ...] = ()  # who is here: of a durable queue they keep their leases
 
 
 class TakeOver(NamedTuple):

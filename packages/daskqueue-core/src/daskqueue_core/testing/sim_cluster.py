@@ -133,9 +133,9 @@ class SimDirectory(SimNode):
         done = answer is not None and answer[0] == OK
         directory = self.directory
         if isinstance(order, Host) and done:
-            directory.hosted(order.pool, order.uuid)
+            directory.hosted(order.pool, order.uuid, order.epoch)
         elif isinstance(order, Host):
-            self.carry_out(directory.host_failed(order.pool, order.uuid))
+            self.carry_out(directory.host_failed(order.pool, order.uuid, order.epoch))
         elif isinstance(order, TakeOver) and answer is not None and done:
             self.carry_out(directory.moved(order.pool, order.uuid, order.epoch, answer[1]))
         elif isinstance(order, TakeOver):
