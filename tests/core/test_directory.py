@@ -279,6 +279,17 @@ def test_each_worker_tries_a_durable_queue_once(directory: Directory) -> None:
     assert (order.address, order.uuid) == (A, "x")
 
 
+def test_a_durable_pool_that_comes_again(directory: Directory) -> None:
+    """Its queues have epochs that they never had."""
+    join(directory, A)
+    [first] = open_durable(directory, "x")
+    directory.worker_left(A)
+    join(directory, A)
+    directory.close("d")
+    [again] = open_durable(directory, "x")
+    assert (first.epoch, again.epoch) == (0, 2)
+
+
 def test_a_durable_queue_is_not_moved(directory: Directory) -> None:
     """Its directory is closed here and opened there."""
     join(directory, A, B)

@@ -248,3 +248,12 @@ def test_a_million_singles_cost_a_tenth_of_a_byte() -> None:
         pages.append(1)
     assert len(dict(pages)) == 3
     assert held(pages) == []
+
+
+def test_numbers_that_nobody_gets_are_counted() -> None:
+    """So that a queue can say how many messages it ever had."""
+    pages = Pages(8)
+    pages.append(3, 0x01, 0)
+    pages.skip(100)
+    pages.skip(50)
+    assert (pages.next_seq, pages.skipped) == (100, 97)

@@ -119,7 +119,7 @@ def test_what_nobody_keeps_has_no_name_when_it_ended(payloads: Payloads) -> None
 def test_a_dead_letter_with_a_body_pins_nothing(payloads: Payloads) -> None:
     """Its batch is let go without it."""
     payloads.free([(0, 9)], gone=True)
-    payloads.bury(at(payloads, 9), b"own")
+    payloads.bury(at(payloads, 9), 9, b"own")
     assert payloads.nbytes == 6 + (7 + 16 + 2 + 4) + 3
     assert payloads.unfinished == {0: 6, 1: 4}
     [over] = payloads.exhume(9, b"own")
@@ -130,7 +130,7 @@ def test_a_dead_letter_without_a_body_pins_its_batch(payloads: Payloads) -> None
     """Until it is gone."""
     payloads.free([(0, 9)], gone=True)
     before = payloads.nbytes
-    payloads.bury(at(payloads, 9), None)
+    payloads.bury(at(payloads, 9), 9, None)
     assert payloads.nbytes == before
     assert len(payloads.exhume(9, None)) == 1
     assert payloads.nbytes == before - 10
@@ -140,7 +140,7 @@ def test_requeued_with_a_body(payloads: Payloads) -> None:
     """It is found alone, between its neighbours, with all that it had."""
     entry = at(payloads, 11)
     template = entry.template()
-    payloads.bury(entry, b"own")
+    payloads.bury(entry, 11, b"own")
     payloads.requeue(11, template, b"own", "b", 1)
     assert payloads.unfinished == {0: 16, 1: 4}
     assert [(start, stop) for _, start, stop in payloads.pieces([(10, 14)])] == [(10, 11), (11, 12), (12, 14)]
@@ -154,13 +154,13 @@ def test_requeued_out_of_its_block(payloads: Payloads) -> None:
     """It runs where it was, and the block goes with it."""
     entry = at(payloads, 3)
     payloads.free([(0, 3), (4, 10)], gone=True)
-    payloads.bury(entry, None)
+    payloads.bury(entry, 3, None)
     for life in (1, 2):
         payloads.requeue(3, entry.template(), None, None, life)
         part = at(payloads, 3).part(3, 4, ())
         assert (part.body, part.offset, part.first) == (b"x" * 10, 3, 103)
         if life == 1:
-            payloads.bury(at(payloads, 3), None)
+            payloads.bury(at(payloads, 3), 3, None)
     before = payloads.nbytes
     [over] = payloads.free([(3, 4)], gone=True)
     assert (over.base, payloads.nbytes) == (0, before - 10)
@@ -171,12 +171,12 @@ def test_requeued_and_dead_again(payloads: Payloads) -> None:
     entry = at(payloads, 12)
     template = entry.template()
     payloads.free([(10, 12), (13, 14)], gone=False)
-    payloads.bury(entry, b"one")
+    payloads.bury(entry, 12, b"one")
     payloads.requeue(12, template, b"one", "c", 1)
     again = at(payloads, 12)
     template = again.template()
     assert again.single(12) == b"one"
-    payloads.bury(again, b"three")
+    payloads.bury(again, 12, b"three")
     payloads.requeue(12, template, b"three", "c", 2)
     part = at(payloads, 12).part(12, 13, ())
     assert ([bytes(body) for body in part.bodies()], part.first, part.shared) == ([b"three"], 202, b"S")
@@ -197,7 +197,7 @@ def test_the_index_is_tidied() -> None:
         payloads.add(seq, block(1), 0, 0)
     for seq in range(1_000):
         entry = at(payloads, seq)
-        payloads.bury(entry, b"x")
+        payloads.bury(entry, seq, b"x")
         payloads.requeue(seq, entry.template(), b"x", None, 1)
     payloads.free([(0, 990)], gone=True)
     assert len(payloads._bases) < 100

@@ -1,4 +1,8 @@
-"""Clusters for the tests of the adapter, and an oracle outside of it: a file to which every task appends a line.
+"""Clusters for the tests of the adapter, and what is outside of it: an oracle, a file to which tasks append lines; a
+gate, at which tasks wait until the test opens it; a meeting, which tasks leave together.
+
+No test may depend on how fast the machine is: what must still run waits at a gate, what must run at once meets, and
+what will be so is asked for with `eventually`. `PATIENCE_S` only says when to give up.
 
 One cluster of two workers is shared by the session; tests that kill, stop or add workers make one of their own
 (`new_cluster`: nannies bring a killed worker back; `new_workers`: bare processes, gone when killed).
@@ -19,16 +23,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import cloudpickle
 import dask
 import pytest
 from distributed import Client, LocalCluster
+from distributed.utils import get_mp_context
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-STARTED_S = 30
+# Workers are forked from a process that has imported everything, which is most of what starting one takes. Those of
+# the examples' scripts, and of `spawn`, start as users' do.
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+get_mp_context().set_forkserver_preload(["distributed.cli.dask_worker", "daskqueue.client.install"])
+
+PATIENCE_S = 60.0
+STARTED_S = 60
 
 
 # These test how things pickle, by name among others.
@@ -46,7 +58,7 @@ def _by_value(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(request.module)
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE_S) -> Any:
     """Ask until `condition()` is true, and return what it said; fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -58,7 +70,7 @@ def wait_until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., Any]:
-    """`eventually(condition, timeout=10)`."""
+    """`eventually(condition, timeout=60)`."""
     return wait_until
 
 
@@ -94,6 +106,89 @@ def oracle(tmp_path: Path) -> Oracle:
     return Oracle(tmp_path / "oracle")
 
 
+class Gate:
+    """Tasks pass it once it is open; it writes down who came and who left. Travels to the workers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __call__(self, value: Any = None) -> Any:
+        """Come, wait, leave; returns `value`."""
+        self._write("came", value)
+        pause, until = Event(), time.monotonic() + 2 * PATIENCE_S
+        while not self.is_open:
+            if time.monotonic() > until:
+                raise TimeoutError(f"nobody opened the gate for {value!r}")
+            pause.wait(0.005)
+        self._write("left", value)
+        return value
+
+    def _write(self, what: str, value: object) -> None:
+        Oracle(Path(self.path, what)).mark(value)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all may pass."""
+        return os.path.exists(os.path.join(self.path, "open"))
+
+    def open(self) -> None:
+        """Let all pass, from now on."""
+        Path(self.path, "open").touch()
+
+    def count(self, what: str) -> int:
+        """How many came, or left."""
+        return len(Oracle(Path(self.path, what)).lines())
+
+
+@pytest.fixture
+def new_gate(tmp_path: Path) -> Iterator[Callable[[], Gate]]:
+    """`new_gate()`: a closed one; open at the end, so that no task outlives its test.
+
+    Take it after the pool: then it opens before the pool ends.
+    """
+    gates: list[Gate] = []
+
+    def make() -> Gate:
+        path = tmp_path / f"gate-{len(gates)}"
+        path.mkdir()
+        gates.append(Gate(path))
+        return gates[-1]
+
+    yield make
+    for gate in gates:
+        gate.open()
+
+
+@pytest.fixture
+def gate(new_gate: Callable[[], Gate]) -> Gate:
+    """The only one of a test."""
+    return new_gate()
+
+
+class Meeting:
+    """A task that ends when `count` of its kind run at once; it returns its process id. Travels to the workers."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path = str(path)
+        self.count = count
+
+    def __call__(self, *_: object) -> int:
+        """Come, and wait for the others."""
+        Oracle(Path(self.path)).mark("")
+        pause, until = Event(), time.monotonic() + PATIENCE_S
+        while (came := os.stat(self.path).st_size) < self.count:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{came} of {self.count} tasks ran at once")
+            pause.wait(0.005)
+        return os.getpid()
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Callable[[int], Meeting]:
+    """`meeting(3)`: of three tasks, and whoever comes later."""
+    return lambda count: Meeting(tmp_path / f"meeting-{count}", count)
+
+
 def quiet_cluster(**options: Any) -> LocalCluster:
     """Worker processes of one thread each, without dashboards."""
     options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0} | options
@@ -125,6 +220,21 @@ def client(shared_client: Client) -> Client:
     """The shared client, on a cluster that has its two workers."""
     shared_client.wait_for_workers(2, timeout=STARTED_S)
     return shared_client
+
+
+def _let_overstay(seconds: float) -> float:
+    from daskqueue_core import pacing
+
+    before, pacing.OVERSTAY_S = pacing.OVERSTAY_S, seconds  # type: ignore[misc]
+    return before
+
+
+@pytest.fixture
+def no_overstay(client: Client) -> Iterator[None]:
+    """A run gives nothing back by itself, however long it takes: only what the test does brings its tail back."""
+    before = max(client.run(_let_overstay, 1e6).values())
+    yield
+    client.run(_let_overstay, before)
 
 
 @pytest.fixture
@@ -164,12 +274,13 @@ class Workers:
     def __init__(self, count: int, *, env: dict[str, str] | None = None, wait: bool = True) -> None:
         self.cluster = quiet_cluster(n_workers=0)
         self.client = Client(self.cluster, set_as_default=False)
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Any] = []
         self.add(count, env=env, wait=wait)
 
     def add(self, count: int, *, env: dict[str, str] | None = None, wait: bool = True) -> None:
         """Start more of them."""
-        self.processes += [spawn("dask_worker", self.cluster.scheduler_address, env=env) for _ in range(count)]
+        address = self.cluster.scheduler_address
+        self.processes += [spawn("dask_worker", address, env=env) if env else fork(address) for _ in range(count)]
         if wait:
             self.client.wait_for_workers(len(self.processes), timeout=STARTED_S)
 
@@ -180,11 +291,28 @@ class Workers:
         end(*self.processes)
 
 
+_BARE_WORKER = [
+    *("--no-dashboard", "--no-nanny", "--nthreads", "1", "--memory-limit", "0", "--death-timeout", str(STARTED_S))
+]
+_FORKED = """
+import os
+from distributed.cli.dask_worker import main
+for stream in (1, 2):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+main(arguments)
+"""
+
+
+def fork(address: str) -> Any:
+    """A `dask worker` without a nanny, sooner than by `spawn`."""
+    process = get_mp_context().Process(target=exec, args=(_FORKED, {"arguments": [address, *_BARE_WORKER]}))
+    process.start()
+    return process
+
+
 def spawn(command: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     """A `dask scheduler` or a `dask worker`."""
-    options = ["--no-dashboard"]
-    if command == "dask_worker":
-        options += ["--no-nanny", "--nthreads", "1", "--memory-limit", "0", "--death-timeout", "30"]
+    options = _BARE_WORKER if command == "dask_worker" else ["--no-dashboard"]
     return subprocess.Popen(
         [sys.executable, "-m", f"distributed.cli.{command}", *arguments, *options],
         env={**os.environ, **(env or {})},
@@ -193,12 +321,12 @@ def spawn(command: str, *arguments: str, env: dict[str, str] | None = None) -> s
     )
 
 
-def end(*processes: subprocess.Popen[bytes]) -> None:
+def end(*processes: Any) -> None:
     """Kill those that live."""
     for process in processes:
         process.kill()
     for process in processes:
-        process.wait()
+        (process.wait if isinstance(process, subprocess.Popen) else process.join)()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from daskqueue.worker.async_loop import PrivateLoop
 
-LIMIT = 10
+LIMIT = 30
 
 
 @pytest.fixture

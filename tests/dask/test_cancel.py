@@ -16,7 +16,7 @@ from distributed import Client
 from daskqueue import ConsumerPool, QueueExecutor, QueuePool
 from daskqueue_core.errors import PoolClosed
 
-LIMIT = 20
+LIMIT = 60
 
 
 @pytest.fixture
@@ -64,14 +64,12 @@ def on_loop(client: Client, call: Callable[[], Any]) -> Any:
 
 
 def test_not_delivered(client: Client, pool: QueuePool, oracle: Any) -> None:
-    """True within one round trip, and it never runs; its neighbours do."""
+    """True within one round trip (it would give up long before the next poll), and never runs; its neighbours do."""
     futures = [pool.submit(oracle.mark, n) for n in range(10)]
     batch = pool.submit_many(oracle.mark, range(10, 2010))
     pool.flush()
-    began = time.monotonic()
     assert futures[3].cancel()
     assert batch[5].cancel()
-    assert time.monotonic() - began < 1.0
     assert futures[3].cancelled()
     assert batch[5].cancelled()
     assert sum(queue.cancelled for queue in pool.stats()) in (0, 2)
@@ -81,7 +79,7 @@ def test_not_delivered(client: Client, pool: QueuePool, oracle: Any) -> None:
     assert batch.counts() == (0, 1999, 1)
 
 
-def test_cancelled_twice(pool: QueuePool) -> None:
+def test_cancelled_twice(pool: QueuePool, eventually: Callable[..., Any]) -> None:
     """True again; the outcome came once."""
     future = pool.submit(abs, 1)
     called: list[Any] = []
@@ -91,6 +89,7 @@ def test_cancelled_twice(pool: QueuePool) -> None:
     assert on_loop(pool._session.client, future.cancel)
     cf.wait([future], LIMIT)
     assert pool.submit(abs, 2).cancel()
+    eventually(lambda: called)
     assert called == [future]
 
 
@@ -116,7 +115,7 @@ def test_in_the_clients_buffer(client: Client, pool: QueuePool, oracle: Any) -> 
 
 
 def test_while_another_thread_submits(client: Client, pool: QueuePool) -> None:
-    """It does not wait for what is submitted later."""
+    """It does not wait for what is submitted later: that would take until it gives up, and says False."""
     over = threading.Event()
 
     def submit() -> None:
@@ -128,9 +127,7 @@ def test_while_another_thread_submits(client: Client, pool: QueuePool) -> None:
     thread.start()
     try:
         for future in first:
-            began = time.monotonic()
             assert future.cancel()
-            assert time.monotonic() - began < 2.0
     finally:
         over.set()
         thread.join(LIMIT)
@@ -170,16 +167,7 @@ def test_finished(client: Client, pool: QueuePool) -> None:
     assert isinstance(futures[1].exception(0), TypeError)
 
 
-def patient(seconds: float) -> float:
-    """How long a run may overstay on this worker; returns what it was."""
-    from daskqueue.worker import consumer_actor
-    from daskqueue_core import pacing
-
-    before, pacing.OVERSTAY_S = pacing.OVERSTAY_S, seconds  # type: ignore[misc]
-    consumer_actor.OVERSTAY_S = seconds  # type: ignore[misc]
-    return before
-
-
+@pytest.mark.usefixtures("no_overstay")
 def test_in_the_unstarted_tail_of_a_lease(
     client: Client, pool: QueuePool, oracle: Any, gate: Path, eventually: Callable[..., Any]
 ) -> None:
@@ -191,25 +179,21 @@ def test_in_the_unstarted_tail_of_a_lease(
             pass_gate(gate)
         return n
 
-    before = max(client.run(patient, 60.0).values())  # so that only the cancel brings the tail back
-    try:
-        ConsumerPool(client, pool, n_consumers=1, concurrency=1).start()
-        pool.submit_many(task, [-1] * 3000).wait(LIMIT)
-        batch = pool.submit_many(task, range(50))
-        eventually(lambda: oracle.lines() == ["0"])
-        eventually(lambda: pool.stats()[0].delivered == 50)
-        began = time.monotonic()
-        chosen = batch[20:30]
-        assert not any(future.cancel() for future in chosen)
-        assert not cf.wait(chosen, LIMIT).not_done
-        assert time.monotonic() - began < 4.0
-        assert all(future.cancelled() for future in chosen)
-        gate.touch()
-        assert batch.wait(LIMIT)
-        assert batch.counts() == (0, 40, 10)
-        assert sorted(map(int, oracle.lines())) == [*range(20), *range(30, 50)]
-    finally:
-        client.run(patient, before)
+    ConsumerPool(client, pool, n_consumers=1, concurrency=1).start()
+    pool.submit_many(task, [-1] * 3000).wait(LIMIT)
+    batch = pool.submit_many(task, range(50))
+    eventually(lambda: oracle.lines() == ["0"])
+    eventually(lambda: pool.stats()[0].delivered == 50)
+    began = time.monotonic()
+    chosen = batch[20:30]
+    assert not any(future.cancel() for future in chosen)
+    assert not cf.wait(chosen, LIMIT).not_done
+    assert time.monotonic() - began < 20.0, "the next heartbeat asks for it back"
+    assert all(future.cancelled() for future in chosen)
+    gate.touch()
+    assert batch.wait(LIMIT)
+    assert batch.counts() == (0, 40, 10)
+    assert sorted(map(int, oracle.lines())) == [*range(20), *range(30, 50)]
 
 
 # ------------------------------------------------------------------------------------------------ on the event loop
@@ -298,7 +282,7 @@ def test_in_a_full_queue(client: Client, oracle: Any) -> None:
         assert batch[995].cancel()
         assert batch.cancel() == 999
         assert batch.wait(LIMIT)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 15.0
         run_all(client, pool)
         assert oracle.lines() == []
         assert pool.stats()[0].nbytes == 0
@@ -306,8 +290,9 @@ def test_in_a_full_queue(client: Client, oracle: Any) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def test_the_end_of_a_full_pool(client: Client) -> None:
-    """shutdown(cancel_futures=True) returns, and every future ends."""
+def test_the_end_of_a_full_pool(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """shutdown(cancel_futures=True) returns without giving anything up, and every future ends."""
+    monkeypatch.setattr("daskqueue.client.cancelling.CANCEL_S", LIMIT)
     pool = QueuePool(client, maxsize=10)
     batch = on_loop(client, lambda: pool.submit_many(abs, range(1000)))
     single = on_loop(client, lambda: pool.submit(abs, 1))
@@ -319,7 +304,7 @@ def test_the_end_of_a_full_pool(client: Client) -> None:
         ]
         began = time.monotonic()
         pool.shutdown(cancel_futures=True)
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < LIMIT / 2
         for call in waiting[:2]:
             assert isinstance(call.exception(LIMIT), PoolClosed)
         # what was cancelled made room: the item may just have got in

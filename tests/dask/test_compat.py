@@ -17,7 +17,7 @@ from daskqueue.wire.functions import encode_function
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.runners import Job, Loaded
 
-LIMIT = 30
+LIMIT = 60
 
 
 @pytest.fixture(scope="module")

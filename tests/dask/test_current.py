@@ -22,7 +22,7 @@ from daskqueue.wire.functions import Style, encode_function
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.runners import Job
 
-LIMIT = 10
+LIMIT = 30
 CLIENT = 0xABC
 
 

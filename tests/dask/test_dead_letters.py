@@ -30,7 +30,7 @@ from daskqueue.wire.errors import RemoteError, encode_error
 from daskqueue_core.dead_letters import DeadLetter
 from daskqueue_core.outcomes import End
 
-LIMIT = 20
+LIMIT = 60
 
 
 @pytest.fixture

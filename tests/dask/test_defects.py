@@ -21,7 +21,7 @@ from distributed import Client, get_client, get_worker, worker_client
 from daskqueue import ConsumerBaseClass, ConsumerPool, QueuePool
 from daskqueue.wire.errors import RemoteTraceback
 
-LIMIT = 20
+LIMIT = 60
 
 
 def half(n: int) -> int:
@@ -164,26 +164,20 @@ def test_closure_runs(client: Client) -> None:
         assert pool.submit(lambda x: captured["n"] + x, 1).result(LIMIT) == 2
 
 
-def test_consumer_joins_a_worker_that_comes_later(new_workers: Callable[..., Any], oracle: Any) -> None:
+def test_consumer_joins_a_worker_that_comes_later(
+    new_workers: Callable[..., Any], meeting: Callable[[int], Any]
+) -> None:
     """A pool made for one worker uses the second as soon as it is there."""
     workers = new_workers(1)
-
-    def where() -> int:
-        oracle.mark(os.getpid())
-        threading.Event().wait(0.02)
-        return os.getpid()
 
     pool = QueuePool(workers.client)
     consumers = ConsumerPool(workers.client, pool)
     consumers.start()
-    first = pool.submit(where).result(LIMIT)
+    first = pool.submit(os.getpid).result(LIMIT)
     workers.add(1)
     assert len(consumers) == 2
-    for _ in range(50):
-        if {future.result(LIMIT) for future in [pool.submit(where) for _ in range(10)]} - {first}:
-            break
-    else:
-        pytest.fail("500 tasks, and none ran on the worker that came later")
+    both = [future.result(LIMIT) for future in [pool.submit(meeting(2)) for _ in range(2)]]
+    assert set(both) > {first}, "two tasks ran at once on one worker of one thread"
     pool.shutdown()
 
 

@@ -103,7 +103,8 @@ class Mix:
                 make = lambda n: self.pool.options(key=f"key {n // 50}").submit(when, n)
             else:
                 kind, make = "ok", lambda n: self.pool.submit(succeeds, n)
-            self.futures.append((kind, n, make(n), time.time()))
+            submitted = time.time()
+            self.futures.append((kind, n, make(n), submitted))
 
     def check(self) -> Counter[str]:
         """Each outcome is the one it must be; returns how many there were of each kind."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures as cf
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from distributed import Client
 
 from daskqueue import ConsumerPool, QueuePool, TaskExpired
 
-LIMIT = 20
+LIMIT = 60
 
 
 @pytest.fixture
@@ -38,13 +38,6 @@ def one_by_one(client: Client, pool: QueuePool) -> None:
         pool.join(timeout=LIMIT)
 
 
-def pass_gate(path: str, oracle: Any) -> None:
-    """Wait for a file."""
-    oracle.mark("begun")
-    while not Path(path).exists():
-        time.sleep(0.005)
-
-
 # ------------------------------------------------------------------------------------------------------------ priority
 
 
@@ -65,12 +58,12 @@ def test_priority(client: Client, idle: QueuePool, oracle: Any) -> None:
 def test_delay(pool: QueuePool) -> None:
     """Not before; the caller waits for nothing; others overtake it."""
     submitted = time.time()
-    late = pool.options(delay=0.4).submit(time.time)
-    assert time.time() - submitted < 0.3
-    assert pool.submit(time.time).result(LIMIT) - submitted < 0.4
-    pool.flush()
-    assert [stats.scheduled for stats in pool.stats()] in ([1], [0])
-    assert 0.4 <= late.result(LIMIT) - submitted < 2.0
+    late = pool.options(delay=0.3).submit(time.time)
+    much_later = pool.options(delay=3600).submit(time.time)
+    assert pool.submit(time.time).result(LIMIT) >= submitted
+    assert late.result(LIMIT) - submitted >= 0.3
+    assert pool.stats()[0].scheduled == 1
+    assert much_later.cancel()
 
 
 def test_delays_of_many(pool: QueuePool) -> None:
@@ -79,11 +72,10 @@ def test_delays_of_many(pool: QueuePool) -> None:
     values = pool.options(delay=0.3).map(lambda _: time.time(), range(100))
     assert all(value - began >= 0.3 for value in values)
     began = time.time()
-    futures = [pool.options(delay=0.05 * n).submit(time.time) for n in (4, 2, 6, 0)]
-    when = [future.result(LIMIT) - began for future in futures]
-    for n, at in zip((4, 2, 6, 0), when):
-        assert 0.05 * n <= at < 0.05 * n + 2.0
-    assert when[3] < when[1] < when[0] < when[2]
+    futures = [pool.options(delay=0.05 * n).submit(time.time) for n in (4, 2, 72_000, 0)]
+    for n, future in zip((4, 2, 0), (futures[0], futures[1], futures[3])):
+        assert future.result(LIMIT) - began >= 0.05 * n
+    assert futures[2].cancel(), "it has a time of its own"
 
 
 @pytest.mark.slow
@@ -108,8 +100,7 @@ def test_eta(pool: QueuePool, kind: str) -> None:
 
     due = time.time() + 0.3
     assert pool.options(eta=given(due)).submit(time.time).result(LIMIT) >= due - 0.001
-    began = time.time()
-    assert pool.options(eta=given(began - 3600)).submit(time.time).result(LIMIT) - began < 1.0
+    assert pool.options(eta=given(time.time() - 3600)).submit(abs, -1).result(LIMIT) == 1
 
 
 # -------------------------------------------------------------------------------------------------------------- expires
@@ -136,15 +127,17 @@ def test_expires(client: Client, idle: QueuePool, oracle: Any) -> None:
     assert isinstance(idle.failures([passed.key])[passed.key], TaskExpired)
 
 
-def test_what_runs_does_not_expire(pool: QueuePool, oracle: Any, tmp_path: Path, eventually: Any) -> None:
+def test_what_runs_does_not_expire(pool: QueuePool, gate: Any, eventually: Any) -> None:
     """It has begun in time."""
-    gate = tmp_path / "gate"
-    over = time.time() + 1.0
-    future = pool.options(expires=datetime.fromtimestamp(over, timezone.utc)).submit(pass_gate, str(gate), oracle)
-    eventually(oracle.lines)
+    for seconds in (0.5, 5.0, 50.0):  # to begin in; a machine that was too slow gets more
+        over = time.time() + seconds
+        future = pool.options(expires=datetime.fromtimestamp(over, timezone.utc)).submit(gate, 1)
+        eventually(lambda: gate.count("came") or future.done())  # noqa: B023  # called at once
+        if gate.count("came"):
+            break
     eventually(lambda: time.time() > over + 0.1)
-    gate.touch()
-    assert future.result(LIMIT) is None
+    gate.open()
+    assert future.result(LIMIT) == 1
 
 
 def test_expires_before_its_delay_is_over(pool: QueuePool) -> None:
@@ -160,28 +153,29 @@ def test_queue_lost(new_workers: Callable[..., Any], victims: Any, oracle: Any, 
     """What is put again keeps priority, time and expiry."""
     workers = new_workers(2)
     with QueuePool(workers.client, name="times") as pool:
-        due = time.time() + 5.0
+        due = time.time() + 1.5
         late = pool.options(eta=due).submit(time.time)
         each = [pool.options(eta=due + n / 10).submit(time.time) for n in range(3)]
         expiring = pool.options(expires=datetime.fromtimestamp(due, timezone.utc)).submit(abs, 1)
         keyed = pool.options(key="k", eta=due, priority=4).submit(time.time)
         order = [pool.options(priority=n).submit(oracle.mark, n) for n in (1, 3, 2)]
+        never = [pool.options(eta=due + 3600 * n).submit(time.time) for n in (1, 2)]
         pool.flush()
         before = pool.stats()[0]
         victim = victims(workers.client)
-        assert (before.scheduled, before.ready) == (5, 4)
         victim.kill(victim.host(pool))
-        eventually(lambda: (stats := pool.stats()[0]).uuid != before.uuid and stats.unfinished == 9)
-        after = pool.stats()[0]
-        assert (after.scheduled, after.ready) == (5, 4)
+        # one may have expired by then; all others are there again
+        eventually(lambda: (stats := pool.stats()[0]).uuid != before.uuid and stats.unfinished in (10, 11))
         assert isinstance(expiring.exception(LIMIT), TaskExpired)
         assert time.time() >= due
-        one_by_one(workers.client, pool)
-        assert oracle.lines() == ["3", "2", "1"]
-        assert all(future.done() for future in order)
-        assert min(late.result(LIMIT), keyed.result(LIMIT)) >= due
-        assert [future.result(LIMIT) >= due + n / 10 for n, future in enumerate(each)] == [True] * 3
-        assert pool.get_future("k").result(LIMIT) == keyed.result(LIMIT)
+        with ConsumerPool(workers.client, pool, n_consumers=1, concurrency=1, batch_size=1):
+            assert not cf.wait([late, keyed, *each, *order], LIMIT).not_done
+            assert oracle.lines() == ["3", "2", "1"]
+            assert min(late.result(0), keyed.result(0)) >= due
+            assert [future.result(0) >= due + n / 10 for n, future in enumerate(each)] == [True] * 3
+            assert pool.get_future("k").result(LIMIT) == keyed.result(0)
+            assert pool.stats()[0].scheduled == 2
+            assert all(future.cancel() for future in never)
 
 
 # -------------------------------------------------------------------------------------------------------- asynchronous

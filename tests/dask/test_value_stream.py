@@ -16,7 +16,7 @@ from distributed import Client
 from daskqueue import ConsumerPool, QueuePool
 from daskqueue_core.errors import PoolClosed
 
-LIMIT = 20
+LIMIT = 60
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from daskqueue.worker.runners import Job, Loaded
 from daskqueue_core.outcomes import FailureReason
 from daskqueue_core.retry import Reject, Retry, RetryPolicy
 
-LIMIT = 10
+LIMIT = 30
 SECOND = 10**9
 
 

@@ -118,7 +118,7 @@ class QueueAdministration(QueueContents):
     @property
     def puts(self) -> int:
         """Messages ever admitted."""
-        return self._ledger.puts
+        return self._ledger.puts - self._ledger.pages.skipped
 
     @property
     def unfinished(self) -> int:
@@ -135,7 +135,7 @@ class QueueAdministration(QueueContents):
         ledger, counts = self._ledger, self._ledger.counts()
         return QueueStats(
             uuid=self.uuid,
-            puts=ledger.puts,
+            puts=self.puts,
             ready=counts[MessageState.READY],
             delivered=counts[MessageState.DELIVERED],
             acked=counts[MessageState.ACKED],
@@ -169,7 +169,7 @@ class QueueAdministration(QueueContents):
         if not self._ledger.ready:
             return 0
         oldest = self._ledger.runs_in(MessageState.READY)[0][0]
-        return self._payloads.entry(oldest).put_at
+        return self._payloads.entry(oldest).put_time(oldest)
 
     # -- inside
 

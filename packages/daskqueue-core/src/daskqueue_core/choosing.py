@@ -47,10 +47,8 @@ def chooser(limit: int, demand: Demand, payloads: Payloads, count: int) -> Calla
                 end = min(end, start + room)
                 picked.append((start, end))
                 room -= end - start
-                if batch.lengths:
-                    room_bytes -= batch.nbytes * (end - start) // batch.count
-                elif entry.base not in have:
-                    room_bytes -= batch.nbytes
+                if batch.lengths or entry.base not in have:
+                    room_bytes -= entry.nbytes_of(start, end)
                 if room <= 0 or room_bytes <= 0:
                     return list(merge_runs(picked))
                 start = end

@@ -192,7 +192,7 @@ class QueueContents:
                 self._tell(entry, runs, errors=errors, attempts=attempts)
             for letter in letters:
                 self._letters.add(letter)
-                self._payloads.bury(entry, letter.body)
+                self._payloads.bury(entry, letter.card.seq, letter.body)
         return ()
 
     def _take_requeued(self, event: Requeued, ride: None) -> tuple[Run, ...]:
@@ -276,7 +276,19 @@ class QueueContents:
         client, number = (0, seq) if batch.keep == Keep.NONE else (batch.client, batch.first + seq - entry.base)
         key = self._ledger.key_of(seq)
         card = DeadLetter(
-            seq, client, number, key, text, blob, attempts, crashes, reason, owner, origin.put_at, event.time, end
+            seq,
+            client,
+            number,
+            key,
+            text,
+            blob,
+            attempts,
+            crashes,
+            reason,
+            owner,
+            origin.put_time(seq),
+            event.time,
+            end,
         )
         return Letter(card, entry.template(), body, entry.life)
 

@@ -99,6 +99,8 @@ class PoolRecord:
     durable: bool = False
     refused: dict[str, set[str]] = field(default_factory=dict)
     """Workers that could not open a durable queue, by uuid, since one of them last could or all had been asked."""
+    trouble: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """What those said that could not serve a queue since one last could, by uuid: `(kind, text)`."""
 
     def next_epoch(self, index: int) -> int:
         """An epoch that queue `index` never had."""
@@ -132,6 +134,8 @@ class Directory:
         self._new_uuid = new_uuid
         self._workers: dict[str, _Worker] = {}
         self.pools: dict[str, PoolRecord] = {}
+        self._past: dict[str, int] = {}
+        """The last epoch of each durable queue of pools that are over: they may come again."""
 
     # -- workers
 
@@ -201,8 +205,10 @@ class Directory:
         self.pools[name] = pool
         orders: list[Order] = []
         for index in range(n_queues):
-            pool.places.append(Place(self._new_uuid() if uuids is None else uuids[index], "", 0, False))
-            pool.epochs.append(0)
+            uuid = self._new_uuid() if uuids is None else uuids[index]
+            epoch = self._past.get(uuid, -1) + 1
+            pool.places.append(Place(uuid, "", epoch, False))
+            pool.epochs.append(epoch)
             orders += self._host(pool, index)
         return orders
 
@@ -223,6 +229,8 @@ class Directory:
             orders += [StopConsuming(address, consumers.id, drain=False) for address in consumers.placed]
         orders += [Drop(place.address, name, place.uuid, place.epoch) for place in pool.places if place.address]
         orders += [Drop(move.to, name, uuid, move.epoch) for uuid, move in pool.moves.items()]
+        if pool.durable:
+            self._past.update((place.uuid, epoch) for place, epoch in zip(pool.places, pool.epochs, strict=True))
         return orders
 
     def client_left(self, client: str) -> list[Order]:
@@ -241,9 +249,10 @@ class Directory:
         record = self.pools.get(pool)
         if record is not None and self._is_at(record, uuid, epoch):
             record.refused.pop(uuid, None)
+            record.trouble.pop(uuid, None)
             record.places = [place._replace(up=True) if place.uuid == uuid else place for place in record.places]
 
-    def host_failed(self, pool: str, uuid: str, epoch: int) -> list[Order]:
+    def host_failed(self, pool: str, uuid: str, epoch: int, trouble: tuple[str, str] = ("", "")) -> list[Order]:
         """The worker that was told to host queue `uuid` did not, or does no more: try the next."""
         record = self.pools.get(pool)
         if record is None or not self._is_at(record, uuid, epoch):
@@ -252,6 +261,7 @@ class Directory:
         address = record.places[index].address
         if record.durable:
             record.refused.setdefault(uuid, set()).add(address)
+            record.trouble[uuid] = [*record.trouble.get(uuid, ()), trouble][-len(self._workers) - 1 :]
         return self._rehost(record, index, avoid=address)
 
     @staticmethod

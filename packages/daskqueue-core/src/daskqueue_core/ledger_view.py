@@ -56,7 +56,7 @@ class LedgerView(LedgerState):
     @property
     def finished(self) -> int:
         """Messages that have ended."""
-        return self.pages.next_seq - self.unfinished
+        return self.pages.next_seq - self.pages.skipped - self.unfinished
 
     def counts(self) -> dict[MessageState, int]:
         """Messages by state."""

@@ -38,13 +38,14 @@ class Page:
 class PageTable:
     """The bytes of all messages. `size` is the length of a page, a power of two."""
 
-    __slots__ = ("_fill", "_mask", "_pages", "_shift", "counts", "next_seq", "size")
+    __slots__ = ("_fill", "_mask", "_pages", "_shift", "counts", "next_seq", "size", "skipped")
 
     def __init__(self, size: int) -> None:
         if size < 2 or size & (size - 1):
             raise ValueError(f"page_size={size}: must be a power of two and at least 2")
         self.size = size
         self.next_seq = 0
+        self.skipped = 0  # numbers that no message has
         self.counts = [0] * 256
         self._mask = size - 1
         self._shift = size.bit_length() - 1

@@ -87,6 +87,7 @@ class Pages(PageTable):
 
     def skip(self, seq: int) -> None:
         """The numbers below `seq` that were not given never will be: their put is lost."""
+        self.skipped += max(0, seq - self.next_seq)
         while self.next_seq < seq:
             index = self.next_seq >> self._shift
             page = self._pages.get(index)

@@ -93,6 +93,20 @@ class Entry:
         """A copy of the message's own bytes; None in a block, whose messages have none."""
         return bytes(self.body(seq - self.base, seq - self.base + 1)) if self.batch.lengths else None
 
+    def put_time(self, seq: int) -> int:
+        """When a message of it was put."""
+        return self.put_at
+
+    def nbytes_of(self, start: int, stop: int) -> int:
+        """About what these messages take in a lease; of a block, all of it."""
+        batch = self.batch
+        return batch.nbytes * (stop - start) // batch.count if batch.lengths else batch.nbytes
+
+    @property
+    def held(self) -> int:
+        """What it counts in the room of the queue."""
+        return self.batch.nbytes if self.live else 0
+
     def template(self) -> Batch:
         """The batch without its payload: what one of its messages needs beside its own body to be run again."""
         if self._template is None:
@@ -240,7 +254,7 @@ class Payloads:
             self.unfinished[entry.route] -= count
             if gone or entry.batch.keep != Keep.KEEP:
                 self._lose(entry.origin, count, over)
-            self._let_go(entry, count)
+            self._let_go(entry, start, stop)
         self._tidy()
         return over
 
@@ -253,13 +267,13 @@ class Payloads:
         self._tidy()
         return over
 
-    def bury(self, entry: Entry, body: bytes | None) -> None:
-        """A message of `entry` became a dead letter, whose payload is `body`, or None: it stays where it is."""
+    def bury(self, entry: Entry, seq: int, body: bytes | None) -> None:
+        """Message `seq` of `entry` became a dead letter, whose payload is `body`, or None: it stays where it is."""
         self.unfinished[entry.route] -= 1
         if body is None:
             return
         self.nbytes += len(body)
-        self._let_go(entry, 1)
+        self._let_go(entry, seq, seq + 1)
 
     def exhume(self, seq: int, body: bytes | None) -> list[Entry]:
         """A dead letter is gone for good. Returns the entries that are over."""
@@ -269,7 +283,7 @@ class Payloads:
             return over
         self._lose(entry.origin, 1, over)
         if body is None:
-            self._let_go(entry, 1)
+            self._let_go(entry, seq, seq + 1)
         else:
             self.nbytes -= len(body)
         self._tidy()
@@ -291,7 +305,11 @@ class Payloads:
         entries = [
             (base, each.batch, each.put_at, each.route, each.live, each.known) for base, each in self._entries.items()
         ]
-        return entries, [each.row() for each in self._again.values()]
+        return entries, self.rows_again()
+
+    def rows_again(self) -> list[AgainRow]:
+        """What was requeued."""
+        return [each.row() for each in self._again.values()]
 
     def load(self, entries: Sequence[EntryRow], again: Sequence[AgainRow]) -> None:
         """The rows of `rows`, into a queue without any; then comes what else `nbytes` and `unfinished` count."""
@@ -325,7 +343,7 @@ class Payloads:
             assert entry.live == needed, f"batch {base}: live={entry.live}, but {needed} need its payload"
             assert len(alive) + len(dead) <= entry.known, f"batch {base}: known={entry.known} of {alive} and {dead}"
             assert 0 < entry.known <= len(seqs), f"batch {base}: known={entry.known}"
-            nbytes += entry.batch.nbytes if entry.live else 0
+            nbytes += entry.held
         assert nbytes == self.nbytes, f"nbytes={self.nbytes}, but payloads have {nbytes}"
         assert counts == self.unfinished, f"unfinished={self.unfinished}, but by entry {counts}"
         for index, known in ((self._bases, self._entries.keys()), (self._seqs_again, self._again.keys())):
@@ -340,15 +358,15 @@ class Payloads:
         self._again.clear()
         self._seqs_again.clear()
 
-    def _let_go(self, entry: Entry, count: int) -> None:
-        """`count` messages of `entry` do not need its payload any more."""
-        entry.live -= count
+    def _let_go(self, entry: Entry, start: int, stop: int) -> None:
+        """These messages of `entry` do not need its payload any more."""
+        entry.live -= stop - start
         if entry.live:
             return
         if isinstance(entry, Again):
             del self._again[entry.base]
             if entry.own_bytes is None:
-                self._let_go(entry.origin, 1)
+                self._let_go(entry.origin, start, stop)
             else:
                 self.nbytes -= entry.own_bytes
         else:

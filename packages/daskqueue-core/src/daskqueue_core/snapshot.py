@@ -5,7 +5,7 @@ a restore neither looks at messages nor decides anything. Hints are not stored: 
 say; where the pieces of suspects were cut is forgotten, which costs a few more leases at most.
 
     META      format, page size, epoch, next number, committed, stale, dropped, next lease, overdue since
-    COUNTS    messages by byte
+    COUNTS    messages by byte;  SKIPPED: numbers that no message has, if there are some
     PAGE_*    a row for each page: index, state (MIXED: its bytes are in STATES), live messages, lane, which columns
     STATES    the bytes of mixed pages; LANES, ATTEMPTS: of pages that have such a column
     LANE_*    a row for each lane: priority, route, where to look for ready messages
@@ -38,6 +38,7 @@ FORMAT: Final = 1
 MIXED: Final = 0xFF
 HAS_LANES: Final = 1
 HAS_ATTEMPTS: Final = 2
+_COUNT: Final = Struct("<Q")
 _META: Final = Struct("<IIQQQQQQq")
 _SCHEDULE: Final = ("TIME", "START", "COUNT", "CHUNK")
 _IS_SUSPECT: Final = ByteClass([READY_SUSPECT])
@@ -67,6 +68,8 @@ def snapshot(ledger: LedgerState) -> Columns:
         "KEY_SEQ": array("Q", ledger.keys.key_of).tobytes(),
         "OVERDUE": _bounds(ledger.overdue_runs),
     }
+    if ledger.pages.skipped:
+        columns["SKIPPED"] = _COUNT.pack(ledger.pages.skipped)
     columns.update(_texts("KEY", ledger.keys.key_of.values()))
     columns.update(zip([f"WAIT_{name}" for name in _SCHEDULE], ledger.waiting.columns()))
     columns.update(zip([f"EXPIRE_{name}" for name in _SCHEDULE], ledger.expiring.columns()))
@@ -83,6 +86,7 @@ def load(ledger: LedgerState, columns: Mapping[str, bytes]) -> None:
         raise ValueError(f"a snapshot of format {format_}; this version reads format {FORMAT}")
     assert size == ledger.pages.size, "pages of another size"
     ledger.pages.next_seq = next_seq
+    ledger.pages.skipped = _COUNT.unpack(columns["SKIPPED"])[0] if "SKIPPED" in columns else 0
     ledger.pages.counts[:] = _ints("Q", columns["COUNTS"])
     _load_pages(ledger.pages, columns)
     ledger.committed, ledger.stale, ledger.dropped = committed, stale, dropped

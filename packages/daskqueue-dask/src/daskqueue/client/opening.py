@@ -7,32 +7,45 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from daskqueue.client.install import install
+from daskqueue.client.options import Durability
 from daskqueue.client.pool_connection import PoolConnection
 from daskqueue.client.session import Session
+from daskqueue.utils import logger
 from daskqueue.wire.link import PoolGone, Route
 from daskqueue.wire.operations import OK, PROTOCOL
+from daskqueue.wire.storage_errors import storage_error
 from daskqueue_core.directory import Place
 from daskqueue_core.errors import DaskQueueError, NotInstalled, PoolExists
 
 __all__ = ["attach_pool", "open_pool"]
 
 
-async def open_pool(session: Session, name: str | None, n_queues: int, options: Mapping[str, Any]) -> PoolConnection:
-    """Make a pool, or attach to the one of that name if its options are equal."""
+async def open_pool(
+    session: Session, name: str | None, n_queues: int | None, options: Mapping[str, Any], *, create: bool = True
+) -> PoolConnection:
+    """Make a pool, or attach to the one of that name, or of that directory, if its options are equal.
+
+    `create=False`: a durable pool that is there; `n_queues` None: as many as it has.
+    """
     await session.start()
     await install(session.client)
-    own_name = name if name is not None else f"unnamed-{uuid.uuid4().hex}"
+    durable = options["durability"] == Durability.DURABLE
+    own_name = name if name is not None or durable else f"unnamed-{uuid.uuid4().hex}"
     answer = await session.ask(
         "open",
         name=own_name,
         options=dict(options),
         n_queues=n_queues,
         client=session.client_id,
-        owned=name is None,
+        owned=name is None and not durable,
+        create=create,
         protocol=PROTOCOL,
     )
-    _raise_refusal(answer, own_name)
-    return _connect(session, own_name, answer[1], options)
+    _raise_refusal(answer, own_name if own_name is not None else options["dirpath"], options["dirpath"])
+    own_name, places, warning = answer[1]
+    if warning:
+        logger.warning("%s", warning)
+    return _connect(session, own_name, places, options)
 
 
 async def attach_pool(session: Session, name: str, *, known: bool = False) -> PoolConnection:
@@ -67,10 +80,15 @@ def _connect(
     return connection
 
 
-def _raise_refusal(answer: Sequence[Any], name: str) -> None:
+def _raise_refusal(answer: Sequence[Any], name: str, dirpath: str | None = None) -> None:
     if answer[0] == OK:
         return
     kind, detail = answer[1], answer[2]
+    if kind == "NoPool":
+        raise FileNotFoundError(detail)
+    if kind == "Storage":
+        what, text = detail
+        raise storage_error(what, text, dirpath or "")
     if kind == "PoolExists":
         raise PoolExists(name, {option: tuple(pair) for option, pair in detail.items()})
     if kind == "NotInstalled":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Final
@@ -18,6 +19,7 @@ __all__ = [
     "POOL_DEFAULTS",
     "Durability",
     "check_count",
+    "check_dirpath",
     "check_retries",
     "check_retry",
     "check_tags",
@@ -29,7 +31,7 @@ __all__ = [
 
 
 class Durability(str, Enum):
-    """Where a pool's messages live. Durable pools come with the store."""
+    """Where a pool's messages live: in the memory of a worker, or in a directory as well."""
 
     TRANSIENT = "transient"
     DURABLE = "durable"
@@ -37,6 +39,9 @@ class Durability(str, Enum):
 
 POOL_DEFAULTS: Final[Mapping[str, Any]] = {
     "durability": Durability.TRANSIENT,
+    "dirpath": None,
+    "sync": "batch",
+    "storage": {},
     "result_ttl": "1h",
     "result_max_bytes": "256 MiB",
     "maxsize": 0,
@@ -48,6 +53,17 @@ POOL_DEFAULTS: Final[Mapping[str, Any]] = {
 }
 """Options of QueuePool beside its client, `n_queues` and `name`."""
 
+DURABLE_DEFAULTS: Final[Mapping[str, Any]] = {"result_ttl": None, "result_max_bytes": None, "max_bytes": 0}
+"""Those that are others for a durable pool: its results stay until somebody forgets them, its messages are on disk."""
+
+STORAGE_DEFAULTS: Final[Mapping[str, Any]] = {
+    "lock_ttl": "10s",
+    "segment_bytes": "64 MiB",
+    "ack_sync": False,
+    "allow_shared": False,
+}
+"""What `storage=` may say, as `daskqueue_storage.DurableQueue` takes it."""
+
 # Options with an underscore are carried and not compared: pickles of equal policies may differ.
 _CONTROL: Final = "_control"
 _MAX_CRASHES: Final = "_max_crashes"
@@ -58,11 +74,11 @@ _CHOICES: Final = {"on_queue_lost": ("resubmit", "fail"), "on_full": ("wait", "r
 def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a pool, in plain values: what is given, else `dask.config`, else the default."""
     reject_unknown("QueuePool", given, {*POOL_DEFAULTS, "name", "n_queues"})
-    options = {
-        name: given[name] if name in given else dask.config.get(f"daskqueue.{name.replace('_', '-')}", default)
-        for name, default in POOL_DEFAULTS.items()
-    }
-    options["durability"] = _durability(options["durability"])
+    durability = _durability(_chosen(given, "durability", POOL_DEFAULTS["durability"]))
+    defaults = {**POOL_DEFAULTS, **(DURABLE_DEFAULTS if durability == Durability.DURABLE else {})}
+    options = {name: _chosen(given, name, default) for name, default in defaults.items()}
+    options["durability"] = durability
+    _check_directory(options)
     for name in ("result_ttl", "rehost_timeout"):
         value = options[name]
         options[name] = None if value is None and name == "result_ttl" else _seconds(name, value)
@@ -79,6 +95,51 @@ def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if options[name] not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {options[name]!r}")
     return options
+
+
+def _chosen(given: Mapping[str, Any], name: str, default: Any) -> Any:
+    return given[name] if name in given else dask.config.get(f"daskqueue.{name.replace('_', '-')}", default)
+
+
+def _check_directory(options: dict[str, Any]) -> None:
+    """Where and how a durable pool is on disk."""
+    dirpath, sync, storage = options["dirpath"], options["sync"], options["storage"]
+    if options["durability"] == Durability.TRANSIENT:
+        if dirpath is not None:
+            raise ValueError(f"dirpath={dirpath!r} is for a durable pool: add durability='durable'")
+        options["storage"] = {}
+        return
+    if dirpath is None:
+        raise TypeError("a durable pool needs dirpath=, a directory that the workers see")
+    options["dirpath"] = check_dirpath(dirpath)
+    if sync not in ("batch", "none"):
+        options["sync"] = _seconds("sync", sync)
+        if not options["sync"]:
+            raise ValueError("sync must be 'batch', 'none', or seconds above 0")
+    if not isinstance(storage, Mapping):
+        raise TypeError(f"storage must be a dict of options of the store, not {storage!r}")
+    reject_unknown("storage=", storage, set(STORAGE_DEFAULTS))
+    merged = {**STORAGE_DEFAULTS, **storage}
+    for name in ("ack_sync", "allow_shared"):
+        if not isinstance(merged[name], bool):
+            raise ValueError(f"storage option {name} must be True or False, not {merged[name]!r}")
+    merged["lock_ttl"] = _seconds("lock_ttl", merged["lock_ttl"])
+    if merged["lock_ttl"] < 1:
+        raise ValueError(f"lock_ttl must be at least a second, not {merged['lock_ttl']}")
+    merged["segment_bytes"] = _bytes("segment_bytes", merged["segment_bytes"])
+    if merged["segment_bytes"] < 4096:
+        raise ValueError(f"segment_bytes must be at least 4096, not {merged['segment_bytes']}")
+    options["storage"] = merged
+
+
+def check_dirpath(value: Any) -> str:
+    """`value` as an absolute path, for processes that work elsewhere."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"dirpath must be a path, not {value!r}")
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"dirpath must be a path as text, not {value!r}")
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def pool_control(options: Mapping[str, Any]) -> tuple[bytes, int]:
@@ -184,6 +245,4 @@ def _durability(value: Any) -> str:
         near = difflib.get_close_matches(str(value), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"durability must be one of {', '.join(map(repr, known))}, not {value!r}{hint}") from None
-    if durability is Durability.DURABLE:
-        raise NotImplementedError("durable pools come with daskqueue-storage's store; use durability='transient'")
     return str(durability.value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError
 from functools import partial
@@ -20,13 +21,14 @@ from daskqueue.client.administration import check_state
 from daskqueue.client.dead_tasks import dead_tasks
 from daskqueue.client.naming import check_keys
 from daskqueue.client.opening import attach_pool, open_pool
-from daskqueue.client.options import check_count, pool_options
+from daskqueue.client.options import Durability, check_count, pool_options
 from daskqueue.client.pool_connection import PoolConnection
 from daskqueue.client.reading import KeptTask, read_errors, read_values
 from daskqueue.client.session import Session, current_client
 from daskqueue.client.task_door import TaskDoor
 from daskqueue.client.task_options import NOTHING
 from daskqueue.wire import nested
+from daskqueue.wire.recovery import Recovery
 from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
 from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
@@ -45,6 +47,9 @@ class QueuePool(TaskDoor):
     n_queues: how many queues. One carries millions of tasks a second; more are for more hosts.
     name: None: the pool is this client's, and ends with it. A name: it belongs to the cluster until `shutdown`, and
         constructing it again with equal options, from any client, attaches to it.
+    durability: "durable": its messages, what became of them and the results of `submit` are in the directory
+        `dirpath`, which the workers must see, and survive the cluster. Such a pool belongs to the cluster, too; another
+        cluster goes on with it (`resume`).
     options: see `daskqueue.client.options.POOL_DEFAULTS`; each can be set in `dask.config` under `daskqueue:`.
     """
 
@@ -64,6 +69,19 @@ class QueuePool(TaskDoor):
         session = _session(client)
         pool = cls.__new__(cls)
         pool._begin(session, partial(attach_pool, session, name))
+        return pool
+
+    @classmethod
+    def resume(cls, client: Client | None, dirpath: str | os.PathLike[str], **options: Any) -> QueuePool:
+        """Go on with the durable pool in `dirpath`; `FileNotFoundError` if there is none. Options as for a new one.
+
+        What nobody has finished is run, also what was under way when its cluster ended; what has ended is not.
+        Results that were kept are there (`results`, `get_future`); `recovery()` says what was found.
+        """
+        plain = pool_options({**options, "durability": Durability.DURABLE, "dirpath": dirpath})
+        session = _session(client)
+        pool = cls.__new__(cls)
+        pool._begin(session, partial(open_pool, session, None, None, plain, create=False))
         return pool
 
     def _begin(self, session: Session, opening: Callable[[], Coroutine[Any, Any, PoolConnection]]) -> None:
@@ -142,6 +160,16 @@ class QueuePool(TaskDoor):
     def health(self) -> Any:
         """How the pool is, and what is wrong with it: a `PoolHealth`."""
         return self._session.sync(self._connection.checkup.health())
+
+    def recovery(self) -> Any:
+        """What opening the directory of a durable pool has found: a `Recovery` for each queue, in words as text."""
+        return self._session.sync(self._recovery())
+
+    async def _recovery(self) -> list[Recovery]:
+        connection = self._connection
+        if connection.options["durability"] != Durability.DURABLE:
+            raise TypeError(f"{self!r} is transient: nothing of it was on a disk")
+        return [await connection.call(index, "recovery") for index in range(len(connection.route))]
 
     def get_queue_size(self) -> Any:
         """Messages that wait in each queue, by name."""

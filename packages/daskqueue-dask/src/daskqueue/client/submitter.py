@@ -21,14 +21,17 @@ from daskqueue.client.futures import FutureSink, Home, KeyedFuture, Sink, TaskFu
 from daskqueue.client.gathering import BATCH_CALLS, Call, gather
 from daskqueue.client.session import Session
 from daskqueue.client.task_options import Terms
+from daskqueue.utils import logger
 from daskqueue.wire.functions import EncodedFunction
-from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
+from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone
+from daskqueue.wire.storage_errors import storage_error
 from daskqueue_core.balancer import RoundRobin
 from daskqueue_core.batch import Batch
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.ledger import Early
 from daskqueue_core.producer import ProducerStream, PutRequest
 from daskqueue_core.queue import Accepted, Full
+from daskqueue_storage.errors import DiskFullError
 
 __all__ = ["ROOM_WAIT_S", "Owner", "Submitter", "most_in_a_put"]
 
@@ -36,6 +39,7 @@ BUFFER_BYTES: Final = 64 << 20
 BUFFER_CALLS: Final = 100_000
 COALESCE_PUTS: Final = 2
 ROOM_WAIT_S: Final = 20.0
+DISK_AGAIN_S: Final = 1.0
 FUTURES_PER_CONDITION: Final = 128
 
 
@@ -211,18 +215,28 @@ class Submitter:
         stream = self._streams[index]
         try:
             while True:
-                answer = await self._link.call(
-                    self._route,
-                    index,
-                    "admit",
-                    uuid=uuid,
-                    batches=put.batches,
-                    producer=put.producer,
-                    number=put.number,
-                    wait=self._wait_for_room_s,
-                )
+                try:
+                    answer = await self._link.call(
+                        self._route,
+                        index,
+                        "admit",
+                        uuid=uuid,
+                        batches=put.batches,
+                        producer=put.producer,
+                        number=put.number,
+                        wait=self._wait_for_room_s,
+                    )
+                except RemoteFailure as failure:
+                    if failure.kind != DiskFullError.__name__:
+                        raise
+                    if not self._wait_for_room_s:
+                        self._refuse(index, put, storage_error(failure.kind, str(failure), ""))
+                        return
+                    logger.warning("%s: it is put again until there is room", failure)
+                    await asyncio.sleep(DISK_AGAIN_S)
+                    continue
                 if isinstance(answer, Full) and not self._wait_for_room_s:
-                    self._refuse(index, put)
+                    self._refuse(index, put, QueueFull(f"queue {index} of pool {self._route.pool!r} is full"))
                     return
                 if not isinstance(answer, (Early, Full)):
                     break
@@ -253,9 +267,8 @@ class Submitter:
             self._answers.append(answer)
             await answer
 
-    def _refuse(self, index: int, put: PutRequest) -> None:
-        """The queue is full, and whoever submitted asked to hear of it."""
-        error = QueueFull(f"queue {index} of pool {self._route.pool!r} is full")
+    def _refuse(self, index: int, put: PutRequest, error: Exception) -> None:
+        """The queue or its disk is full, and whoever submitted asked to hear of it."""
         refused = self._streams[index].refused(put)
         for lost in refused:
             if lost.sink is not None:

@@ -7,19 +7,22 @@ tasks of their own: the scheduler gathers what its hooks return, and nothing slo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import dask
 from dask.utils import parse_timedelta
 from distributed import Scheduler, SchedulerPlugin
+from distributed.comm import get_address_host
 
 from daskqueue.wire.link import new_connection_pool
 from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
 from daskqueue_core.directory import Consume, Directory, Drop, Host, Order, Release, StopConsuming, differences
+from daskqueue_storage.errors import LockedError
 
 __all__ = ["DaskQueueScheduler"]
 
@@ -49,6 +52,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         self.directory = Directory(lambda: uuid.uuid4().hex)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
+        self._opening = asyncio.Lock()  # of durable pools, one at a time: two clients may name one directory
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
         self._connections = new_connection_pool(scheduler.connection_args)
@@ -107,21 +111,102 @@ class DaskQueueScheduler(SchedulerPlugin):
         self._carry_out(self.directory.worker_joined(address, owner, nthreads))
 
     async def do_open(
-        self, name: str, options: dict[str, Any], n_queues: int, client: str, owned: bool, protocol: int
+        self,
+        name: str | None,
+        options: dict[str, Any],
+        n_queues: int | None,
+        client: str,
+        owned: bool,
+        create: bool,
+        protocol: int,
     ) -> Answer:
-        """Create a pool, or attach to the one of that name if its options are equal. Answers its places."""
+        """Create a pool, or attach to the one of that name if its options are equal. Answers its name, its places, and
+        a warning. A durable pool is that of its directory, and takes its name from there if it is given none.
+        """
         self._check_protocol(protocol, f"client {client}")
-        record = self.directory.attach(name, client)
-        if record is None:
-            await self._expect_workers()
+        warning, uuids = "", None
+        async with self._opening if options.get("dirpath") else contextlib.nullcontext():
+            if options.get("dirpath"):
+                found, warning = await self._look_into(options, n_queues, create)
+                options, uuids = {**options, "_uuid": found[0]}, found[1]
+                n_queues = len(uuids) if n_queues is None else n_queues
+                name = self._name_of(found[0], name)
+            assert name is not None
+            assert n_queues is not None, "only a directory says by itself how many there are"
             record = self.directory.attach(name, client)
-        if record is None:
-            self._carry_out(self.directory.open(name, options, n_queues, client=client, owned=owned))
-        else:
-            differ = differences({**record.options, "n_queues": len(record.places)}, {**options, "n_queues": n_queues})
+            if record is None:
+                await self._expect_workers()
+                record = self.directory.attach(name, client)
+            there = record.options if record is not None else options
+            count = len(record.places) if record is not None else len(uuids) if uuids is not None else n_queues
+            differ = differences({**there, "n_queues": count}, {**options, "n_queues": n_queues})
             if differ:
                 raise _Refused("PoolExists", differ)
-        return await self._up(name)
+            if record is None:
+                orders = self.directory.open(name, options, n_queues, client=client, owned=owned, uuids=uuids)
+                self._carry_out(orders)
+        if uuids is not None:
+            await self._opened(name, uuids)
+        return name, await self._up(name), warning
+
+    async def _opened(self, name: str, uuids: Sequence[str]) -> None:
+        """Wait until the queues of a durable pool are served. If one cannot be, the pool is not there."""
+        while (record := self.directory.pools.get(name)) is not None and not all(place.up for place in record.places):
+            for queue in uuids:
+                trouble = record.trouble.get(queue, [])
+                locked = [each for each in trouble if each[0] == LockedError.__name__]
+                if locked or len(trouble) >= max(1, len(self.directory.workers)):
+                    self._carry_out(self.directory.close(name))
+                    raise _Refused("Storage", (locked or trouble)[-1])
+            await self._await_change(RESOLVE_WAIT_S)
+
+    def _name_of(self, uuid: str, name: str | None) -> str:
+        """The name of a durable pool: the one it has in this cluster, the one that is asked for, or one of its own."""
+        for record in self.directory.pools.values():
+            if record.options.get("_uuid") == uuid:
+                if name not in (None, record.name):
+                    raise _Refused("PoolExists", {"name": (record.name, name)})
+                return record.name
+        return name if name is not None else f"durable-{uuid}"
+
+    async def _look_into(self, options: dict[str, Any], n_queues: int | None, create: bool) -> tuple[Answer, str]:
+        """What a worker finds in a pool's directory (uuid and those of its queues), made if need be; and a warning."""
+        while not self.directory.workers:
+            await self._expect_workers()
+            await self._await_change(RESOLVE_WAIT_S)
+        message = {"dirpath": options["dirpath"], "n_queues": n_queues if create else None, "options": options}
+        trouble: Answer = ()
+        for address in self.directory.workers:
+            try:
+                answer = await self._ask(address, "prepare", **message)
+            except OSError:
+                continue  # it leaves
+            if answer[0] == OK and answer[1] is not None:
+                return answer[1], await self._is_seen_elsewhere(address, options["dirpath"], answer[1])
+            trouble = trouble or answer
+        if trouble and trouble[0] != OK:
+            raise _Refused("Storage", trouble[1:])
+        raise _Refused("NoPool", f"there is no durable pool in {options['dirpath']}, as far as the workers see")
+
+    async def _is_seen_elsewhere(self, address: str, dirpath: str, found: Answer) -> str:
+        """A warning, if workers of another host do not see what one has found."""
+        here = get_address_host(address)
+        for other in self.directory.workers:
+            if get_address_host(other) != here:
+                with contextlib.suppress(OSError):
+                    answer = await self._ask(other, "prepare", dirpath=dirpath, n_queues=None, options={})
+                    if answer[0] == OK and answer[1] == found:
+                        return ""
+                    return (
+                        f"{dirpath} is there on {address} but not on {other}: if it is local to its host, the pool's "
+                        "queues wait whenever that host has no worker. A directory on a shared file system has no such "
+                        "limit"
+                    )
+        return ""
+
+    async def do_over(self, pool: str, queue: str, epoch: int) -> None:
+        """The host of a queue does not serve it any more: its disk failed, or somebody else has its directory."""
+        self._carry_out(self.directory.host_failed(pool, queue, epoch))
 
     async def do_attach(self, name: str, client: str, protocol: int) -> Answer | None:
         """Take part in a pool. Answers its options and places, None if there is no such pool."""
@@ -245,7 +330,8 @@ class DaskQueueScheduler(SchedulerPlugin):
                 if isinstance(order, Host):
                     logger.warning("worker %s did not host queue %s: %s", order.address, order.uuid, error)
                     await asyncio.sleep(REHOST_PAUSE_S)  # if no worker can, they are not asked all the time
-                    self._carry_out(self.directory.host_failed(order.pool, order.uuid))
+                    trouble = (error.kind, error.text) if isinstance(error, _NotDone) else ("", str(error))
+                    self._carry_out(self.directory.host_failed(order.pool, order.uuid, order.epoch, trouble))
                     return failure
                 if not isinstance(error, OSError) or isinstance(error, asyncio.TimeoutError):
                     if isinstance(order, Consume):
@@ -254,7 +340,7 @@ class DaskQueueScheduler(SchedulerPlugin):
                     return failure
             else:
                 if isinstance(order, Host):
-                    self.directory.hosted(order.pool, order.uuid)
+                    self.directory.hosted(order.pool, order.uuid, order.epoch)
                     self._notify()
                 return None
             await asyncio.sleep(ORDER_AGAIN_S)
@@ -278,11 +364,14 @@ class DaskQueueScheduler(SchedulerPlugin):
                 "host",
                 queue=order.uuid,
                 epoch=order.epoch,
+                pool=order.pool,
+                index=order.index,
                 options=order.options,
                 expected=order.expected,
+                owners=order.owners,
             )
         elif isinstance(order, Drop):
-            await self._order(order.address, "drop", queue=order.uuid)
+            await self._order(order.address, "drop", queue=order.uuid, epoch=order.epoch)
         elif isinstance(order, Release):
             await self._order(order.address, "lost", owner=order.owner)
         elif isinstance(order, StopConsuming):
@@ -301,12 +390,28 @@ class DaskQueueScheduler(SchedulerPlugin):
             )
 
     async def _order(self, address: str, do: str, **message: Any) -> None:
+        answer = await self._ask(address, do, **message)
+        if answer[0] != OK:
+            raise _NotDone(*answer[1:])
+
+    async def _ask(self, address: str, do: str, **message: Any) -> Answer:
         await self._connected
         call = getattr(self._connections(address), HANDLER)(do=do, **message)
-        patience = None if do in ("consume", "stop") else ORDER_TIMEOUT_S  # the user's setup and tasks take their time
+        slow = do in ("consume", "stop", "prepare") or message.get("options", {}).get("dirpath") is not None
+        patience = None if slow else ORDER_TIMEOUT_S  # the user's setup and tasks take their time, and so do disks
         answer = await asyncio.wait_for(call, patience)
-        if not isinstance(answer, (list, tuple)) or answer[0] != OK:
-            raise RuntimeError(f"{do} failed: {answer!r}" if not answer else f"{do} failed: {': '.join(answer[1:])}")
+        if not isinstance(answer, (list, tuple)) or not answer:
+            raise RuntimeError(f"{do} failed: {answer!r}")
+        return tuple(answer)
+
+
+class _NotDone(Exception):
+    """A worker answered an order with an error."""
+
+    def __init__(self, kind: str, text: str = "") -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+        self.text = text
 
 
 class _Refused(Exception):

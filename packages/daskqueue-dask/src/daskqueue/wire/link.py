@@ -44,7 +44,11 @@ class SchedulerGone(Exception):
 
 
 class RemoteFailure(DaskQueueError):
-    """A queue's host answered with an error that it did not expect."""
+    """A queue's host answered with an error; `kind` is the name of its class."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 Resolve = Callable[[str], Awaitable["list[Place] | None"]]
@@ -117,7 +121,8 @@ class Link:
                     if status == OK:
                         return answer[0]
                     if status == ERROR:
-                        raise RemoteFailure(f"queue {index} of pool {route.pool!r} failed at {op}: {': '.join(answer)}")
+                        what = f"queue {index} of pool {route.pool!r} failed at {op}: {': '.join(answer)}"
+                        raise RemoteFailure(what, answer[0])
                     assert status == LOST
                     trouble = f"its host {place.address} does not have it"
             if failing_since is None:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from distributed.protocol import to_serialize
 
+from daskqueue.wire.recovery import Recovery
 from daskqueue_core.batch import Batch, Buffer, Part
 from daskqueue_core.dead_letters import DeadLetter
 from daskqueue_core.joining import JoinState
@@ -26,7 +27,7 @@ from daskqueue_core.stats import QueueStats
 
 __all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "OK", "PROTOCOL", "Codec"]
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
 
 HANDLER: Final = "daskqueue"
@@ -155,6 +156,10 @@ def _unpack_letters(message: Any) -> list[DeadLetter]:
     return [DeadLetter(*fields) for fields in message]
 
 
+def _pack_recovery(recovery: Recovery | None) -> Any:
+    return None if recovery is None else tuple(recovery)
+
+
 CODECS: Final[dict[str, Codec]] = {
     "admit": Codec(
         _field("batches", _pack_batches), _field("batches", _unpack_batches), _pack_put_answer, _unpack_put_answer
@@ -175,6 +180,7 @@ CODECS: Final[dict[str, Codec]] = {
     "purge": Codec(_field("state", int), _field("state", MessageState), _same, _same),
     "stats": Codec(_same, _same, tuple, lambda message: QueueStats(*message)),
     "join": Codec(_same, _same, tuple, lambda message: JoinState(*message)),
+    "recovery": Codec(_same, _same, _pack_recovery, lambda message: None if message is None else Recovery(*message)),
     "resubmitted": Codec(_same, _same, _same, _same),
 }
 """Every operation on a queue."""

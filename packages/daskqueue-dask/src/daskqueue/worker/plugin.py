@@ -12,6 +12,7 @@ the route and the leases of its queues, until what it runs is reported: else its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Coroutine
@@ -26,8 +27,9 @@ from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Ro
 from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.consumer_actor import ConsumerActor
+from daskqueue.worker.pool_files import find_pool, prepare_pool
 from daskqueue.worker.queue_actor import HEARTBEAT_S
-from daskqueue.worker.queue_host import QueueHost
+from daskqueue.worker.queue_host import HostOrder, QueueHost
 from daskqueue_core.consumer import LeaseBook, RequestNumbers
 from daskqueue_core.directory import Place
 from daskqueue_core.errors import NotInstalled, QueueUnavailable
@@ -63,7 +65,7 @@ class DaskQueueWorker(WorkerPlugin):
         self._beats: dict[str, int] = {}  # heartbeats under way, by queue uuid
         self._tasks: set[asyncio.Task[None]] = set()
         self.routes: dict[str, Route] = {}
-        self.host = QueueHost(worker.memory_manager.memory_limit)
+        self.host = QueueHost(self.owner, self._queue_is_over, worker.memory_manager.memory_limit)
         self.consumers: dict[str, ConsumerActor] = {}
         self._stopped: dict[str, None] = {}  # consumer pools that are over: an order that comes late starts none again
         self.async_loop = PrivateLoop()
@@ -104,13 +106,40 @@ class DaskQueueWorker(WorkerPlugin):
             logger.exception("worker %s failed at %s", self.worker.address, do)
             return ERROR, type(error).__name__, str(error)
 
-    async def order_host(self, queue: str, epoch: int, options: dict[str, Any], expected: tuple[str, ...]) -> None:
+    async def order_host(
+        self,
+        queue: str,
+        epoch: int,
+        pool: str,
+        index: int,
+        options: dict[str, Any],
+        expected: tuple[str, ...],
+        owners: tuple[str, ...],
+    ) -> None:
         """Serve a queue."""
-        self.host.open(queue, epoch, options, expected)
+        await self.host.open(HostOrder(queue, epoch, pool, index, options, expected, owners))
 
-    async def order_drop(self, queue: str) -> None:
-        """That queue is over."""
-        await self.host.drop(queue)
+    async def order_drop(self, queue: str, epoch: int) -> None:
+        """That queue is over, up to `epoch`."""
+        await self.host.drop(queue, epoch)
+
+    async def order_prepare(self, dirpath: str, n_queues: int | None, options: dict[str, Any]) -> Any:
+        """The durable pool in a directory, made with `n_queues` if it is not there; None if it is not to be made."""
+        if n_queues is None:
+            found = await asyncio.to_thread(find_pool, dirpath)
+        else:
+            found = await asyncio.to_thread(prepare_pool, dirpath, n_queues, options["storage"])
+        return None if found is None else tuple(found)
+
+    def _queue_is_over(self, order: HostOrder) -> None:
+        """A durable queue cannot be served here any more: the directory finds it another host, or this one again."""
+        self._spawn(self._say_over(order))
+
+    async def _say_over(self, order: HostOrder) -> None:
+        with contextlib.suppress(OSError):  # a scheduler that is gone finds no host for anything
+            await getattr(self.worker.scheduler, HANDLER)(
+                do="over", pool=order.pool, queue=order.uuid, epoch=order.epoch
+            )
 
     async def order_lost(self, owner: str) -> None:
         """That owner is gone."""

@@ -5,6 +5,10 @@ consumers; the same class runs as a native Dask actor (`client.submit(QueueActor
 messages: it makes callers wait (puts that overtook their predecessor, leases of an empty queue, polls without news,
 joins) and wakes them, one consumer for each lease that can be granted.
 
+Here the queue is in memory, and an operation on it is one step of the event loop. A queue whose operations take time is
+served by a subclass (`durable_actor`): whatever is awaited here between an answer and the waiting for something better
+is written so that nothing is missed meanwhile.
+
 The queue's time is told by a timer of its own. If the event loop could not run for longer than two heartbeats, nobody
 could be heard, so all deadlines move by that gap.
 """
@@ -13,11 +17,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from math import inf
+from typing import Final
 
 from daskqueue.wire.clock import edge_clock
 from daskqueue.worker.queue_administration import QueueAdministration
+from daskqueue.worker.waiting import Alive, LeaseRequest, Turns, resolve, wait_for
 from daskqueue_core.batch import Batch, Buffer, Kind, Run
 from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early
@@ -25,7 +31,7 @@ from daskqueue_core.names import TaskName
 from daskqueue_core.outcomes import Cursor, Outcomes, Report
 from daskqueue_core.queue import DEFAULT_TTL, Accepted, Demand, Full, Lease, PutAnswer, TransientQueue
 
-__all__ = ["HEARTBEAT_S", "QueueActor"]
+__all__ = ["HEARTBEAT_S", "Alive", "QueueActor"]
 
 HEARTBEAT_S: Final = 1.0
 EARLY_WAIT_S: Final = 30.0
@@ -33,20 +39,6 @@ RESUBMIT_GRACE_S: Final = 10.0
 REFUSED: Final = 1000
 ABSENT_S: Final = 30.0  # who did not ask for so long serves this queue no more: a parked request is renewed after 20 s
 RESTART_S: Final = 15.0  # a nanny may take to replace a lost worker
-
-Alive = Callable[[], bool]
-T = TypeVar("T")
-
-
-class _Parked:
-    """A lease request that waits for something to be ready."""
-
-    __slots__ = ("alive", "answer", "grant")
-
-    def __init__(self, grant: Callable[[], Lease | None], alive: Alive | None) -> None:
-        self.grant = grant
-        self.alive = alive
-        self.answer: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
 
 
 class QueueActor(QueueAdministration):
@@ -62,8 +54,8 @@ class QueueActor(QueueAdministration):
         self._expected = set(expected)
         self._expected_until = self._clock() + int(RESUBMIT_GRACE_S * 1e9)
         self._refused: set[int] = set()  # producers whose next put was refused and has not come again
-        self._early: dict[tuple[int, int], asyncio.Future[None]] = {}
-        self._parked: deque[_Parked] = deque()
+        self._early = Turns()
+        self._parked: deque[LeaseRequest] = deque()
         self._polls: dict[int, asyncio.Future[None]] = {}
         self._joins: dict[asyncio.Future[None], Collection[int]] = {}  # with the kinds they wait for
         self._line: dict[object, asyncio.Future[None]] = {}  # puts that wait for room, in the order they came
@@ -83,15 +75,11 @@ class QueueActor(QueueAdministration):
 
     async def put_many(self, bodies: Sequence[bytes]) -> range:
         """Add messages; returns their numbers."""
-        numbers = self.queue.put_many(bodies)
-        self._wake()
-        return numbers
+        return await self._do(self.queue.put_many, bodies)
 
     async def put_block(self, block: Buffer, count: int) -> range:
         """Add `count` messages with one payload for all of them; returns their numbers."""
-        numbers = self.queue.put_block(block, count)
-        self._wake()
-        return numbers
+        return await self._do(self.queue.put_block, block, count)
 
     async def admit(
         self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0, wait: float = 0.0
@@ -101,44 +89,53 @@ class QueueActor(QueueAdministration):
         Waits up to `wait` seconds for room, behind those that wait already: a large put is not starved by small ones.
         """
         answer: PutAnswer = Full(0)
-        if not self._line or wait <= 0:
-            answer = self.queue.admit(batches, producer=producer, number=number)
-        if isinstance(answer, Full) and wait > 0:
-            answer = await self._await_room(batches, producer, number, wait)
+        try:
+            if not self._line or wait <= 0:
+                answer = await self._admit(batches, producer, number)
+            if isinstance(answer, Full) and wait > 0:
+                answer = await self._await_room(batches, producer, number, wait)
+            if producer is not None and isinstance(answer, Early) and producer not in self._refused:
+                answer = await self._await_turn(batches, producer, number)
+                if isinstance(answer, Full) and wait > 0:
+                    answer = await self._await_room(batches, producer, number, wait)
+        except Exception:
+            if producer is not None:
+                self._refuse(producer)
+            raise
         if producer is None:
             self._wake()
             return answer
-        if isinstance(answer, Early) and producer not in self._refused:
-            await self._await_turn(producer, number)
-            answer = self.queue.admit(batches, producer=producer, number=number)
-            if isinstance(answer, Full) and wait > 0:
-                answer = await self._await_room(batches, producer, number, wait)
         if isinstance(answer, Early) and producer in self._refused:
             return Full(0)  # its predecessor was refused, and it with it
         if isinstance(answer, Full) and wait <= 0:
-            if len(self._refused) >= REFUSED:
-                self._refused.pop()
-            self._refused.add(producer)
-            self._end_turns(producer)
+            self._refuse(producer)
         elif isinstance(answer, Accepted):
             self._refused.discard(producer)
-            _resolve_if(self._early.pop((producer, number + 1), None))
+            self._early.come(producer, number + 1)
         self._wake()
         return answer
 
-    async def _await_turn(self, producer: int, number: int) -> None:
-        """Wait for the puts that this one overtook."""
-        turn = self._early.setdefault((producer, number), asyncio.get_running_loop().create_future())
-        try:
-            await _wait(turn, EARLY_WAIT_S)
-        finally:  # a caller that is cancelled must not keep the queue from being idle
-            if self._early.get((producer, number)) is turn:
-                del self._early[producer, number]
+    async def _admit(self, batches: Sequence[Batch], producer: int | None, number: int) -> PutAnswer:
+        return await self._call(self.queue.admit, batches, producer=producer, number=number)
 
-    def _end_turns(self, producer: int) -> None:
+    async def _await_turn(self, batches: Sequence[Batch], producer: int, number: int) -> PutAnswer:
+        """Admit after the puts that this one overtook, if they come in time. They may have come just now."""
+        turn = self._early.begin(producer, number)
+        try:
+            answer = await self._admit(batches, producer, number)
+            if isinstance(answer, Early):
+                await wait_for(turn, EARLY_WAIT_S)
+                answer = await self._admit(batches, producer, number)
+            return answer
+        finally:  # a caller that is cancelled must not keep the queue from being idle
+            self._early.end(producer, number, turn)
+
+    def _refuse(self, producer: int) -> None:
         """A put was refused: those of its producer that wait for it are refused with it."""
-        for key in [key for key in self._early if key[0] == producer]:
-            _resolve_if(self._early.pop(key))
+        if len(self._refused) >= REFUSED:
+            self._refused.pop()
+        self._refused.add(producer)
+        self._early.refuse(producer)
 
     async def _await_room(self, batches: Sequence[Batch], producer: int | None, number: int, wait: float) -> PutAnswer:
         """Admit when there is room, or answer `Full` after `wait` seconds."""
@@ -148,37 +145,44 @@ class QueueActor(QueueAdministration):
         place = object()
         try:
             while isinstance(answer, Full) and loop.time() < until and not self._closed:
-                room = self._line[place] = loop.create_future()
-                await _wait(room, until - loop.time())
+                room = self._line[place] = loop.create_future()  # first: room may be made while we ask
                 if next(iter(self._line)) is place:
-                    answer = self.queue.admit(batches, producer=producer, number=number)
+                    answer = await self._admit(batches, producer, number)
+                if isinstance(answer, Full):
+                    await wait_for(room, min(until - loop.time(), self._room_again_s(answer)))
         finally:
             del self._line[place]
             self._wake_line()
         return answer
 
+    def _room_again_s(self, full: Full) -> float:
+        """After how many seconds to ask again for room, though nothing happened: what is done here makes it."""
+        return inf
+
     def _wake_line(self) -> None:
         for room in self._line.values():
-            _resolve(room)
+            resolve(room)
             return
 
     async def poll(
         self, client: int, cursor: Cursor | None = None, wait: float = 0.0, limit_bytes: int | None = None
     ) -> Outcomes:
         """The outcomes of `client` after `cursor`; waits up to `wait` seconds for the first."""
-        kwargs = {} if limit_bytes is None else {"limit_bytes": limit_bytes}
-        answer = self.queue.poll(client, cursor, **kwargs)
-        self._wake()  # what was acknowledged made room
+        limit = () if limit_bytes is None else (limit_bytes,)
+        answer = await self._do(self.queue.poll, client, cursor, *limit)  # what was acknowledged made room
         if answer.outcomes or wait <= 0:
             return answer
         older = self._polls.pop(client, None)
         if older is not None and not older.done():
             older.set_result(None)
         news = self._polls[client] = asyncio.get_running_loop().create_future()
-        await _wait(news, wait)
-        if self._polls.get(client) is news:
-            del self._polls[client]
-        return self.queue.poll(client, cursor, **kwargs)
+        try:
+            if not self._has_news(client):  # some may have come while we were answered
+                await wait_for(news, wait)
+        finally:
+            if self._polls.get(client) is news:
+                del self._polls[client]
+        return answer if self._closed else await self._call(self.queue.poll, client, cursor, *limit)
 
     # -- consumer
 
@@ -206,31 +210,47 @@ class QueueActor(QueueAdministration):
         if self._is_again and not self._alone_from:
             self._alone_from = self._wake_after(RESTART_S)
 
-        def grant() -> Lease | None:
-            lease = self.queue.lease(
-                limit, owner=owner, request=request, ttl=ttl, demand=demand, once=once,
-                suspects=suspects and not (near and self._others_serve(owner)),
-            )  # fmt: skip
-            if lease is not None:
-                self._arm()
-            return lease
-
         if alive is not None and not alive():
             return None
-        lease = grant()
+        terms = {"owner": owner, "request": request, "ttl": ttl, "demand": demand, "once": once}
+        asked = LeaseRequest(limit, suspects, near, alive, terms)
+        lease = await self._lease_now(asked)
         if lease is not None or wait <= 0:
             return lease
-        parked = _Parked(grant, alive)
-        (self._parked.appendleft if near else self._parked.append)(parked)
+        asked.answer = asyncio.get_running_loop().create_future()
+        (self._parked.appendleft if near else self._parked.append)(asked)
+        self._look_again()
         try:
-            return await _wait(parked.answer, wait)
+            return await wait_for(asked.answer, wait)
+        except asyncio.CancelledError:
+            self._unheard(asked)
+            raise
         finally:
-            if parked in self._parked:
-                self._parked.remove(parked)
+            if asked in self._parked:
+                self._parked.remove(asked)
+
+    async def _lease_now(self, asked: LeaseRequest) -> Lease | None:
+        """What can be leased now."""
+        return self._grant(asked)
+
+    def _look_again(self) -> None:
+        """A request was parked: something may have become ready since it was answered. Not in one step."""
+
+    def _unheard(self, asked: LeaseRequest) -> None:
+        """A caller went, perhaps with a grant on its way. The next heartbeat of its owner says that it is not held."""
+
+    def _takes_suspects(self, asked: LeaseRequest) -> bool:
+        return asked.suspects and not (asked.near and self._others_serve(asked.terms["owner"]))
+
+    def _grant(self, asked: LeaseRequest) -> Lease | None:
+        lease = self.queue.lease(asked.limit, suspects=self._takes_suspects(asked), **asked.terms)
+        if lease is not None:
+            self._arm()
+        return lease
 
     async def ack(self, lease: int | Lease, ids: Sequence[int] | None = None) -> int:
         """These messages (default: all of the lease) succeeded, without a value."""
-        return self._woken(self.queue.ack(lease, ids))
+        return await self._do(self.queue.ack, lease, ids)
 
     async def nack(
         self,
@@ -242,42 +262,37 @@ class QueueActor(QueueAdministration):
         delay: float | None = None,
     ) -> int:
         """These messages (default: all of the lease) failed; with `delay`, in seconds, they are tried again."""
-        return self._woken(self.queue.nack(lease, ids, error=error, text=text, delay=delay))
+        return await self._do(self.queue.nack, lease, ids, error=error, text=text, delay=delay)
 
     async def subscribe(self, client: int, first: int, names: Sequence[TaskName]) -> list[int]:
         """Let `client` hear of the outcomes of these tasks, as its batch `first`; says what is known of each."""
-        known = self.queue.subscribe(client, first, names)
-        self._wake()
-        return known
+        return await self._do(self.queue.subscribe, client, first, names)
 
     async def settle(self, lease: int, reports: Sequence[Report]) -> int:
         """Take the outcomes of messages that ran."""
-        return self._woken(self.queue.settle(lease, reports))
+        return await self._do(self.queue.settle, lease, reports)
 
     async def release(self, lease: int | Lease, runs: Sequence[Run] | None = None) -> int:
         """The owner gives these back, not started (default: all it holds)."""
-        return self._woken(self.queue.release(lease, runs))
+        return await self._do(self.queue.release, lease, runs)
 
     async def agree(self, lease: int | Lease, runs: Sequence[Run]) -> int:
         """The owner did not run these and gives up those that were cancelled."""
-        return self._woken(self.queue.agree(lease, runs))
+        return await self._do(self.queue.agree, lease, runs)
 
     async def heartbeat(
         self, owner: str, held: Mapping[int, tuple[int, int]], open: Collection[int], sent: int, ttl: int = DEFAULT_TTL
     ) -> dict[int, tuple[Run, ...]]:
         """Renew the owner's leases and release those it does not hold. Returns what to cancel."""
-        cancels = self.queue.heartbeat(owner, held, open, sent, ttl)
-        self._wake()
-        return cancels
+        return await self._do(self.queue.heartbeat, owner, held, open, sent, ttl)
 
     async def next_ready_at(self) -> int | None:
         """When time brings something next, in nanoseconds of the queue's clock."""
-        return self.queue.next_ready_at()
+        return await self._call(self.queue.next_ready_at)
 
     async def tick(self) -> None:
         """Do what time brings."""
-        self.queue.tick()
-        self._wake()
+        await self._do(self.queue.tick)
 
     # -- the cluster
 
@@ -285,7 +300,7 @@ class QueueActor(QueueAdministration):
         """The directory says the owner is gone: what it held goes back."""
         if owner in self._asked_at:
             self._asked_at[owner] = self._wake_after(RESTART_S) - ABSENT_S
-        return self._woken(self.queue.owner_lost(owner))
+        return await self._do(self.queue.owner_lost, owner)
 
     async def resubmitted(self, client: str) -> None:
         """`client` has put again what an earlier life of the queue lost."""
@@ -298,24 +313,31 @@ class QueueActor(QueueAdministration):
             quiet = asyncio.get_running_loop().create_future()
             self._joins[quiet] = kinds
             self._arm()  # clients that never put again are noticed by time
-            await _wait(quiet, wait)
-            self._joins.pop(quiet, None)
-        return JoinState(self.queue.uuid, self.queue.puts, self.queue.puts - self.queue.unfinished, self._idle(kinds))
+            try:
+                await wait_for(quiet, wait)
+            finally:
+                self._joins.pop(quiet, None)
+        puts, unfinished = self._counts()
+        return JoinState(self.queue.uuid, puts, puts - unfinished, self._idle(kinds))
 
     async def close(self) -> None:
         """Let everybody who waits go, and the queue too."""
+        self._let_go()
+        self.queue.close()
+
+    def _let_go(self) -> None:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         for parked in self._parked:
-            _resolve(parked.answer)
-        for waiting in (*self._early.values(), *self._polls.values(), *self._joins, *self._line.values()):
-            _resolve(waiting)
-        self.queue.close()
+            resolve(parked.answer)
+        self._early.end_all()
+        for waiting in (*self._polls.values(), *self._joins, *self._line.values()):
+            resolve(waiting)
 
     def is_left_alone(self, owner: str) -> bool:
         """Whether something is ready that nobody but `owner` has asked for."""
-        if not self.queue.ready or self._parked or set(self.queue.owners()) - {owner}:
+        if not self._ready() or self._parked or set(self._owners()) - {owner}:
             return False
         recently = asyncio.get_running_loop().time() - HEARTBEAT_S  # somebody may be between two leases
         return not any(at > recently for other, at in self._asked_at.items() if other != owner)
@@ -326,7 +348,7 @@ class QueueActor(QueueAdministration):
         """Look at who waits again then; says when that is."""
         loop = asyncio.get_running_loop()
         at = loop.time() + seconds
-        loop.call_at(at + 0.01, self._wake)
+        loop.call_at(at + 0.01, self._wake_all)
         return at
 
     def _others_serve(self, owner: str) -> bool:
@@ -339,31 +361,35 @@ class QueueActor(QueueAdministration):
                 del self._asked_at[other]
         return any(other != owner for other in self._asked_at)
 
-    def _wake(self) -> None:
-        """Answer those who wait and can be answered."""
+    def _wake_all(self) -> None:
+        """Time has passed, by which somebody may be served who was not."""
+        self._wake()
+
+    def _wake(self, room: bool = True) -> None:
         if self._closed:
             return
-        if self._parked and self.queue.ready:
+        if self._parked and self._ready():
             self._grant_parked()
         if self._polls:
             for client, news in self._polls.items():
-                if self.queue.has_outcomes(client):
-                    _resolve(news)
-        self._wake_line()
+                if self._has_news(client):
+                    resolve(news)
+        if room:
+            self._wake_line()
         for quiet, kinds in self._joins.items():
             if self._idle(kinds):
-                _resolve(quiet)
+                resolve(quiet)
         self._arm()
 
     def _grant_parked(self) -> None:
-        refused: list[_Parked] = []
+        refused: list[LeaseRequest] = []
         while self._parked and self.queue.ready:
             parked = self._parked.popleft()
-            if parked.answer.done() or (parked.alive is not None and not parked.alive()):
-                _resolve(parked.answer)
+            if parked.is_over:
+                resolve(parked.answer)
                 continue
             try:
-                lease = parked.grant()
+                lease = self._grant(parked)
             except Exception as error:  # its caller's, not of whoever woke it
                 parked.answer.set_exception(error)
                 continue
@@ -374,7 +400,7 @@ class QueueActor(QueueAdministration):
         self._parked.extendleft(reversed(refused))
 
     def _idle(self, kinds: Collection[int]) -> bool:
-        if self.queue.unfinished_of(kinds) or self._early:
+        if self._unfinished_of(kinds) or self._early:
             return False
         if self._expected and self._clock() >= self._expected_until:
             self._expected.clear()
@@ -404,23 +430,3 @@ class QueueActor(QueueAdministration):
             self.queue.shift_deadlines(int(deaf * 1e9))
         self.queue.tick()
         self._wake()
-
-
-async def _wait(future: asyncio.Future[T], seconds: float) -> T:
-    """The future's result, or None after `seconds`; a cancelled caller cancels it."""
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(seconds, _resolve, future)
-    try:
-        return await future
-    finally:
-        timer.cancel()
-
-
-def _resolve_if(future: asyncio.Future[Any] | None) -> None:
-    if future is not None:
-        _resolve(future)
-
-
-def _resolve(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_result(None)
