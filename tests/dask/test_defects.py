@@ -97,6 +97,98 @@ def test_d03_a_batch_larger_than_the_concurrency_is_done(client: Client, oracle:
     assert [line[1:] for line in lines[::2]] == [line[1:] for line in lines[1::2]], "two ran at once"
 
 
+Eventually = Callable[..., Any]
+
+
+def kill_a_consumer(workers: Any, victims: Any, oracle: Any, gate: Any, eventually: Eventually, **options: Any) -> None:
+    """30 tasks through a durable queue; a worker that runs one, and does not host the queue, is killed."""
+    client = workers.client
+    pool = QueuePool(client, durability="durable", dirpath=f"{oracle.path}-pool")
+    consumers = ConsumerPool(client, pool, **options)
+    consumers.start()
+    victim = victims(client)
+    pid = victim.pids()[victim.others(pool)[0]]
+
+    def task(n: int) -> int:
+        if os.getpid() == pid:
+            oracle.mark("caught")
+            gate(n)
+        oracle.mark(n)
+        return n
+
+    futures = [pool.submit(task, n) for n in range(30)]
+    eventually(lambda: gate.count("came"))
+    os.kill(pid, signal.SIGKILL)
+    consumers.join(timeout=LIMIT)
+    assert [future.result(LIMIT) for future in futures] == list(range(30))
+    assert oracle.counts() == {"caught": 1, **{str(n): 1 for n in range(30)}}
+    pool.shutdown()
+
+
+def test_d04_a_killed_consumer_loses_nothing(
+    new_workers: Callable[..., Any], victims: Any, oracle: Any, gate: Any, eventually: Eventually
+) -> None:
+    """Durable queue, default settings: 30 of 30."""
+    kill_a_consumer(new_workers(3), victims, oracle, gate, eventually)
+
+
+def test_d05_a_killed_consumer_with_a_full_lease_loses_nothing(
+    new_workers: Callable[..., Any], victims: Any, oracle: Any, gate: Any, eventually: Eventually
+) -> None:
+    """The same with batches and retries: what it held and had not begun is run elsewhere."""
+    kill_a_consumer(new_workers(3), victims, oracle, gate, eventually, batch_size=10, retries=2)
+
+
+def test_d06_a_long_task_is_started_once(
+    new_workers: Callable[..., Any], oracle: Any, gate: Any, eventually: Eventually
+) -> None:
+    """Its lease lives two seconds, and it runs for longer than two of them: heartbeats renew it."""
+    client = new_workers(2, env={"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "2s"}).client
+    pool = QueuePool(client, durability="durable", dirpath=f"{oracle.path}-pool")
+    consumers = ConsumerPool(client, pool, retries=3)
+    consumers.start()
+
+    def task() -> int:
+        oracle.mark("started")
+        gate()
+        return 7
+
+    future = pool.submit(task)
+    eventually(lambda: gate.count("came"))
+    threading.Event().wait(4.5)
+    assert not future.done()
+    gate.open()
+    consumers.join(timeout=LIMIT)
+    assert future.result(LIMIT) == 7
+    assert oracle.lines() == ["started"]
+    assert pool.stats()[0].stale == 0
+    pool.shutdown()
+
+
+def test_d09_a_killed_host_loses_nothing(
+    new_workers: Callable[..., Any], victims: Any, oracle: Any, eventually: Eventually
+) -> None:
+    """A durable queue is opened by another worker: every task ends, nothing hangs."""
+    client = new_workers(3).client
+    pool = QueuePool(client, durability="durable", dirpath=f"{oracle.path}-pool")
+    consumers = ConsumerPool(client, pool)
+    consumers.start()
+
+    def task(n: int) -> int:
+        threading.Event().wait(0.01)
+        oracle.mark(n)
+        return n
+
+    futures = [pool.submit(task, n) for n in range(200)]
+    eventually(lambda: len(oracle.lines()) > 20)
+    victims(client).kill(victims(client).host(pool))
+    consumers.join(timeout=LIMIT)
+    assert [future.result(LIMIT) for future in futures] == list(range(200))
+    assert set(oracle.lines()) == set(map(str, range(200)))
+    assert list(consumers.results().values()) == list(range(200))
+    pool.shutdown()
+
+
 def test_d07_any_consumer_serves_every_queue(client: Client) -> None:
     """2 queues, 1 consumer: all is done."""
     with QueuePool(client, n_queues=2) as pool:
