@@ -113,6 +113,9 @@ def kill_a_consumer(workers: Any, victims: Any, oracle: Any, gate: Any, eventual
         if os.getpid() == pid:
             oracle.mark("caught")
             gate(n)
+        until = time.monotonic() + LIMIT
+        while "caught" not in oracle.lines() and time.monotonic() < until:  # else all is done before it gets one
+            threading.Event().wait(0.005)
         oracle.mark(n)
         return n
 
