@@ -117,6 +117,30 @@ def properties(session: nox.Session) -> None:
 
 
 @nox.session
+def storage_full(session: nox.Session) -> None:
+    """The store's tests at length: tens of thousands of crash states, hundreds of kills, every bit. 20 minutes."""
+    install_editable(session)
+    command = ("pytest", "tests/storage", "--timeout=1800", "--durations=10", *session.posargs)
+    session.run(*command, env={"DASKQUEUE_STORAGE_ROUNDS": "35", "HYPOTHESIS_PROFILE": "properties"})
+
+
+@nox.session
+def planted(session: nox.Session) -> None:
+    """Known bugs, planted one at a time in a copy of the store: its default tests must catch each."""
+    install_editable(session)
+    session.run("python", str(ROOT / "scripts" / "planted_bugs.py"), *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Processes are killed, frozen and terminated while they work: 500 rounds, or as many as the argument says."""
+    install_editable(session)
+    rounds = session.posargs[0] if session.posargs else "500"
+    words = ("pytest", "-s", "-m", "slow", "tests/dask/test_chaos.py")
+    session.run(*words, env={"DASKQUEUE_CHAOS_ROUNDS": rounds})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The benchmarks beside their peers."""
     install_editable(session, *group("bench"))
@@ -141,8 +165,17 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def full(session: nox.Session) -> None:
-    """Everything there is, on every Python: its parts add up to about 25 minutes on two cores."""
-    for name in (*GATES, f"tests-{THIS_PYTHON}", "tests_lowest", "isolated", "properties", "demo"):
+    """Everything there is, on every Python: its parts add up to about an hour on two cores."""
+    for name in (
+        *GATES,
+        f"tests-{THIS_PYTHON}",
+        "tests_lowest",
+        "isolated",
+        "properties",
+        "storage_full",
+        "planted",
+        "demo",
+    ):
         session.notify(name, posargs=["tests"] if name.startswith("tests") else [])
     for python in PYTHONS:
         session.notify(f"tests-{python}")

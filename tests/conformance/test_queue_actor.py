@@ -1,12 +1,15 @@
-"""QueueActor in this process: the same promises behind asynchronous methods."""
+"""QueueActor in this process, in memory and on disk: the same promises behind asynchronous methods."""
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from daskqueue.worker import queue_actor
+from daskqueue.worker.durable_actor import DurableActor
+from daskqueue.worker.hosted_queue import HostedQueue
 from daskqueue.worker.queue_actor import QueueActor
 from daskqueue_core.queue import Queue, TransientQueue
 from daskqueue_core.testing.clock import ManualClock
@@ -44,9 +47,25 @@ class TestQueueActor(QueueConformance):
 
     def make_queue(self, clock: ManualClock, **options: Any) -> Queue:
         """An actor over a queue in this process."""
-        actor = self.loop.run_until_complete(_make(TransientQueue(clock=clock, **options)))
-        return cast(Queue, Facade(self.loop, actor))
+        return self.serve(QueueActor, TransientQueue(clock=clock, **options))
+
+    def serve(self, kind: Callable[[Any], QueueActor], queue: TransientQueue) -> Queue:
+        """`queue`, behind an actor."""
+
+        async def make() -> QueueActor:
+            return kind(queue)
+
+        return cast(Queue, Facade(self.loop, self.loop.run_until_complete(make())))
 
 
-async def _make(queue: TransientQueue) -> QueueActor:
-    return QueueActor(queue)
+class TestDurableActor(TestQueueActor):
+    """All of the suite again: every operation is in a thread."""
+
+    @pytest.fixture(autouse=True)
+    def directory(self, tmp_path: Path) -> None:
+        """Where the queue is."""
+        self.path = tmp_path / "queue"
+
+    def make_queue(self, clock: ManualClock, **options: Any) -> Queue:
+        """An actor over a queue in a directory."""
+        return self.serve(DurableActor, HostedQueue(self.path, clock=clock, sync="none", **options))

@@ -213,6 +213,27 @@ def test_from_any_client(pool: QueuePool, other: Any) -> None:
     assert list(there.failures([futures[1].key, "named"])) == [futures[1].key]
 
 
+def test_many_of_another_client(pool: QueuePool, other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are asked for a few at a time: thousands of connections at once would be answered by nobody."""
+    there = other(pool)
+    for n in range(1000):
+        pool.options(key=f"k{n}").submit(abs, -n)
+    pool.join(timeout=LIMIT)
+    connection = there._connection
+    honest, under_way = connection.call, [0]
+
+    async def call(index: int, op: str, **arguments: Any) -> Any:
+        under_way.append(under_way[-1] + (op == "subscribe"))
+        try:
+            return await honest(index, op, **arguments)
+        finally:
+            under_way.append(under_way[-1] - (op == "subscribe"))
+
+    monkeypatch.setattr(connection, "call", call)
+    assert there.results([f"k{n}" for n in range(1000)]) == {f"k{n}": n for n in range(1000)}
+    assert 1 <= max(under_way) <= 64
+
+
 def test_a_task_that_is_not_done(pool: QueuePool, other: Any, tmp_path: Path, eventually: Any) -> None:
     """Its future waits, as often as it is asked for; results() does not wait and leaves nothing behind."""
     gate = tmp_path / "gate"

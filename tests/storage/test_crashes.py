@@ -1,6 +1,10 @@
-"""Crash at every operation, in three ways, and again during the recovery from that."""
+"""Crash at every operation, in three ways, and again during the recovery from that.
+
+Few seeds by default, many if DASKQUEUE_STORAGE_ROUNDS asks for it.
+"""
 
 import random
+from copy import deepcopy
 
 import pytest
 
@@ -8,6 +12,8 @@ from daskqueue_storage.log import SegmentedLog
 from daskqueue_storage.testing import CRASH_MODES, LogTrial, SimCrash, SimFiles
 
 OPTIONS = {"segment_bytes": 4096, "lock_ttl": 10.0, "wait": 10.0}
+
+pytestmark = pytest.mark.timeout(1800)  # with many rounds
 
 
 def everyday_life(files: SimFiles, trial: LogTrial) -> None:
@@ -64,22 +70,23 @@ def reopened(files: SimFiles, trial: LogTrial, mode: str) -> None:
 
 @pytest.mark.parametrize("sync", ["batch", "none"])
 @pytest.mark.parametrize("mode", CRASH_MODES)
-def test_crash_at_every_operation(mode: str, sync: str) -> None:
+def test_crash_at_every_operation(mode: str, sync: str, rounds: int) -> None:
     """Nothing acknowledged is lost, nothing wrong is read, no offset comes twice, and the log goes on."""
     for at in range(1, operations(sync) + 1):
-        for seed in range(1 if mode == "kill" else 2):
-            files, trial = interrupted(seed, sync, at)
-            reopened(files.crash(mode, seed), trial, mode)
+        files, trial = interrupted(at, sync, at)
+        for seed in range(1 if mode == "kill" else 2 * rounds):
+            reopened(files.crash(mode, seed), deepcopy(trial), mode)
 
 
 @pytest.mark.parametrize("mode", CRASH_MODES)
-def test_crash_again_during_recovery(mode: str) -> None:
+def test_crash_again_during_recovery(mode: str, rounds: int) -> None:
     """At every operation of the recovery too, and in another way: recovery can be repeated."""
     chance = random.Random(7)
     total = operations("batch")
-    for at in chance.sample(range(1, total + 1), 16):
+    for at in chance.sample(range(1, total + 1), min(total, 12 * rounds)):
+        files, before = interrupted(at, "batch", at)
         for second in range(1, 40):
-            files, trial = interrupted(at, "batch", at)
+            trial = deepcopy(before)
             first = files.crash(mode, at)
             first.crash_at(second)
             try:

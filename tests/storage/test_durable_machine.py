@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import rule
 
@@ -82,4 +83,5 @@ class DurableMachine(queue_machine()):  # type: ignore[misc]  # made by a functi
 
 
 TestDurableMachine = DurableMachine.TestCase
-TestDurableMachine.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)
+TestDurableMachine.settings = settings(max_examples=settings().max_examples // 8, stateful_step_count=25, deadline=None)
+TestDurableMachine.pytestmark = [pytest.mark.timeout(1800)]  # hundreds of examples under the profile "properties"

@@ -14,6 +14,7 @@ from daskqueue_storage.__about__ import __version__
 
 if TYPE_CHECKING:
     from daskqueue_storage.errors import (
+        AccessError,
         ClosedError,
         DamagedLog,
         DamagedRecord,
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
     )
     from daskqueue_storage.log import LogStats, SegmentedLog
     from daskqueue_storage.queue import DurableQueue
-    from daskqueue_storage.report import Damage, RecoveryReport
+    from daskqueue_storage.read_only import ReadOnlyQueue
+    from daskqueue_storage.report import Damage, Problem, RecoveryReport
     from daskqueue_storage.verify import VerifyReport, verify
 
 _HOMES = {
+    "AccessError": "errors",
     "ClosedError": "errors",
     "Damage": "report",
     "DamagedLog": "errors",
@@ -47,7 +50,9 @@ _HOMES = {
     "LogStats": "log",
     "NotAQueue": "errors",
     "OffsetError": "errors",
+    "Problem": "report",
     "ReadOnlyError": "errors",
+    "ReadOnlyQueue": "read_only",
     "RecordTooLarge": "errors",
     "RecoveryReport": "report",
     "SegmentedLog": "log",
@@ -59,6 +64,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AccessError",
     "ClosedError",
     "Damage",
     "DamagedLog",
@@ -71,7 +77,9 @@ __all__ = [
     "LogStats",
     "NotAQueue",
     "OffsetError",
+    "Problem",
     "ReadOnlyError",
+    "ReadOnlyQueue",
     "RecordTooLarge",
     "RecoveryReport",
     "SegmentedLog",

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 from daskqueue_storage.format import Flag, IdShape, RecordHeader, RecordType
@@ -38,6 +38,8 @@ _U32_MAX = 2**32 - 1
 _SWAP = sys.byteorder == "big"
 _ID_SHAPE = 0x30
 _FIXED_PUT = int(Flag.FIXED | Flag.PAYLOADS)
+_EXT: Final = int(Flag.EXT)
+_IGNORABLE: Final = int(Flag.IGNORABLE)
 
 
 class Ext(NamedTuple):
@@ -72,6 +74,11 @@ _TAGS: Final[tuple[tuple[int, str, Struct | None], ...]] = (
     (13, "policy", None),
 )
 _FIELD_OF = {tag: (field, packing) for tag, field, packing in _TAGS}
+_PACKS: Final = [  # in the order of the fields of Ext: tag, size, how tag, size and value are packed
+    (tag, 0, None) if packing is None else (tag, packing.size, Struct("<BB" + packing.format[1:]).pack)
+    for tag, _, packing in _TAGS
+]
+_HEADS: Final = {tag: [bytes((tag, size)) for size in range(256)] for tag, _, packing in _TAGS if packing is None}
 
 
 class Draft(NamedTuple):
@@ -125,11 +132,14 @@ def draft(
     ignorable: bool = False,
 ) -> Draft:
     """A record about `runs`. `ordered`: their order says something, so no bitmap. One block, or a payload per id."""
+    attributes = _encode_ext(ext, keys) if ext is not None or keys else b""
+    if len(runs) == 1 and payloads is None and block is None and not keys:  # the common case
+        (start, stop), flags = runs[0], (_IGNORABLE if ignorable else 0) | (_EXT if attributes else 0)
+        body = (attributes,) if attributes else ()
+        return Draft(record_type, flags, small, stop - start, start, 0, body, len(attributes), crc32(attributes))
     base, count, shape, aux, ids = _encode_ids(runs, ordered)
-    flags = shape << 4 | (Flag.IGNORABLE if ignorable else 0)
-    parts = [_encode_ext(ext or Ext(), keys), ids, *_encode_keys(keys, count)]
-    if parts[0]:
-        flags |= Flag.EXT
+    flags = shape << 4 | (_IGNORABLE if ignorable else 0) | (_EXT if attributes else 0)
+    parts = [attributes, ids, *_encode_keys(keys, count)]
     if block is not None:
         flags |= Flag.BLOCK | Flag.PAYLOADS
         parts.append(block)
@@ -178,19 +188,22 @@ def _values(data: bytes | memoryview, typecode: str = "I") -> array[int]:
     return values
 
 
-def _encode_ext(ext: Ext, keys: Sequence[str]) -> bytes:
+def _encode_ext(ext: Ext | None, keys: Sequence[str]) -> bytes:
     items = []
-    for tag, field, packing in _TAGS:
-        value = getattr(ext, field)
+    values: Sequence[Any] = ext or ()
+    for value, (tag, size, pack) in zip(values, _PACKS):
         if value is None:
             continue
-        if packing is None:
-            data = value.encode() if isinstance(value, str) else value
-            # One length byte; what is longer goes on in further items of the same tag. Empty is one empty item.
-            chunks = [data[at : at + 255] for at in range(0, len(data), 255)] or [b""]
-        else:
-            chunks = [packing.pack(*value) if isinstance(value, tuple) else packing.pack(value)]
-        items += [bytes((tag, len(chunk))) + chunk for chunk in chunks]
+        if pack is not None:
+            items.append(pack(tag, size, *value) if isinstance(value, tuple) else pack(tag, size, value))
+            continue
+        data = value.encode() if isinstance(value, str) else value
+        if len(data) < 256:
+            items += (_HEADS[tag][len(data)], data)
+            continue
+        for at in range(0, len(data), 255):  # one length byte: the rest follows in further items of the same tag
+            chunk = data[at : at + 255]
+            items += (_HEADS[tag][len(chunk)], chunk)
     if keys:
         items.append(bytes((_KEYS_TAG, 4)) + _U32.pack(2 * len(keys) + sum(len(key.encode()) for key in keys)))
     if not items:

@@ -33,6 +33,7 @@ __all__ = [
     "SegmentName",
     "check_safe",
     "create_layout",
+    "highest_epoch",
     "list_segments",
     "read_format",
     "remove_garbage",
@@ -94,6 +95,13 @@ def list_segments(files: Files, root: str, part: str) -> Listing:
         newest_epoch = max(newest_epoch, found.epoch)
         (current if found.epoch == newest_epoch else stale).append(found)
     return Listing(current, stale, foreign)
+
+
+def highest_epoch(files: Files, root: str) -> int:
+    """The latest epoch that left a segment; 0 if none did."""
+    parts = [part for part in _SUFFIXES if files.stat(f"{root}/{part}") is not None]
+    listings = [list_segments(files, root, part) for part in parts]
+    return max((name.epoch for found in listings for name in (*found.current, *found.stale)), default=0)
 
 
 # ------------------------------------------------------------------------------------------------------------ safety

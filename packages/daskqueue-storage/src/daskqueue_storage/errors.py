@@ -3,6 +3,7 @@
     StorageError
     ├── NotAQueue            the directory is not one of ours, or not the one that was asked for
     ├── FormatError          written by a version that knows more than this one
+    ├── AccessError          the operating system does not let us in (also an OSError)
     ├── UnsafeDirectory      another user's directory, or one that others may write to
     ├── LockedError          somebody else writes here
     ├── FencedError          somebody else took over from us
@@ -21,7 +22,10 @@ for (a negative count, a wrong type) are ValueError and TypeError.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
+    "AccessError",
     "ClosedError",
     "DamagedLog",
     "DamagedRecord",
@@ -46,6 +50,9 @@ class StorageError(Exception):
         self.path = path
         super().__init__(message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), str(self), self.__dict__)
+
 
 class NotAQueue(StorageError):
     """The directory is not one of ours, or another one than was asked for. Nothing in it was changed."""
@@ -59,6 +66,23 @@ class FormatError(StorageError):
 
     def __init__(self, path: str, what: str) -> None:
         super().__init__(path, f"{path}: {what}; open it with a newer daskqueue-storage")
+
+
+class AccessError(StorageError, OSError):
+    """The operating system refused: no permission, no such parent directory, a disk that does not answer."""
+
+    def __init__(self, path: str, problem: OSError) -> None:
+        where = f" ({problem.filename})" if problem.filename not in (None, path) else ""
+        advice = "see to the disk it is on and try again"
+        if isinstance(problem, PermissionError):
+            advice = "this user needs the right to read it, and to write there unless it is only read"
+        elif isinstance(problem, (FileNotFoundError, NotADirectoryError)):
+            advice = "create the directory above it first, or choose another path"
+        super().__init__(path, f"{path} cannot be opened: {problem.strerror or problem}{where}; {advice}")
+        self.errno = problem.errno
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), str(self), {**self.__dict__, "errno": self.errno})
 
 
 class UnsafeDirectory(StorageError):
@@ -167,3 +191,12 @@ class ClosedError(StorageError):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, f"{path} was closed by this process; open it again")
+
+
+def _again(kind: type[StorageError], message: str, fields: dict[str, Any]) -> StorageError:
+    """An error that travelled between processes."""
+    made: StorageError = kind.__new__(kind)
+    Exception.__init__(made, message)
+    for name, value in fields.items():
+        setattr(made, name, value)
+    return made

@@ -44,6 +44,7 @@ __all__ = [
     "encode_header",
     "encode_seal",
     "unsupported",
+    "pack_header",
     "padded",
     "record_salt",
     "record_size",
@@ -237,7 +238,12 @@ def unsupported(header: FileHeader) -> str:
 
 def encode_header(header: RecordHeader, salt: int) -> bytes:
     """The 64 bytes of a record header."""
-    covered = _COVERED.pack(*header)
+    return pack_header(header, salt)
+
+
+def pack_header(fields: tuple[int, ...], salt: int) -> bytes:
+    """As `encode_header`, of the fields of a `RecordHeader`: at every put, lease and ack."""
+    covered = _COVERED.pack(*fields)
     return _PREFIX.pack(RECORD_MAGIC, crc32(covered, salt)) + covered
 
 

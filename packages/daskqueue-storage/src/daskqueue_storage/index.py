@@ -1,11 +1,13 @@
 """The snapshot of a queue: everything it holds but the payloads, as the body of one record.
 
-    plain: (version, time, position of the log, columns of the ledger, columns of the entries, rows of all the rest)
+    plain: (version, time, position of the log, columns of the ledger, columns of the entries, rows of all the rest,
+            columns of the messages that were put one by one)
 
 Position: the first record number of the log that the snapshot does not know. The ledger comes as core's columns, the
 entries (one for each batch) as columns too, so that neither costs a loop of ours per message; what they have in common
-is written once. Kept results, dead letters and outcomes nobody has read stand in it as they are: with the next snapshot
-they are copied forward, so an old IndexSegment holds nothing that a newer one lacks.
+is written once. Messages put one by one take eight bytes each. Kept results, dead letters and outcomes nobody has read
+stand in it as they are: with the next snapshot they are copied forward, so an old IndexSegment holds nothing that a
+newer one lacks.
 
 Not here: when a snapshot is taken, and what follows it (`queue`). Invariant: `decode(encode(state))` restores a queue
 that compares equal; bytes that verify and make no sense are a `ValueError`.
@@ -27,14 +29,18 @@ from daskqueue_core.payloads import AgainRow, EntryRow
 from daskqueue_storage import plain
 from daskqueue_storage.keydir import DiskEntry, Place, slim
 from daskqueue_storage.segment import SegmentInfo
+from daskqueue_storage.singles import Singles, SinglesRow
 
 __all__ = ["Snapshot", "decode_snapshot", "encode_snapshot"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 _NOWHERE: Final = 2**64 - 1
 _COLUMNS: Final = (
-    "QQQIQQQQQQQQQI"  # base, count, put_at, route, live, known, segno, pos, size, client, first, offset, ...
+    "QQQIQQQQQQQQQI"  # base, count, put_at, route, live, known, segno, pos, body, client, first, offset, ...
 )
+
+
+_SINGLES: Final = "QIIIQIQQQIQI"  # base, count, live, known, put_at, route, client, first, held, extra, segno, common
 
 
 class Snapshot(NamedTuple):
@@ -43,10 +49,11 @@ class Snapshot(NamedTuple):
     covered: int
     state: HandOver
     places: dict[int, Place]
+    singles: list[SinglesRow]
 
 
-def encode_snapshot(covered: int, state: HandOver, entries: Sequence[DiskEntry]) -> bytes:
-    """The body. `state` comes without entries: they are taken from `entries`."""
+def encode_snapshot(covered: int, state: HandOver, entries: Sequence[DiskEntry], singles: Sequence[Singles]) -> bytes:
+    """The body. `state` comes without entries: they are taken from `entries` and `singles`."""
     return plain.encode(
         (
             VERSION,
@@ -77,6 +84,7 @@ def encode_snapshot(covered: int, state: HandOver, entries: Sequence[DiskEntry])
             state.gone,
             state.retries,
             state.attempted,
+            _encode_singles([entry.row() for entry in singles]),
         )
     )
 
@@ -84,10 +92,10 @@ def encode_snapshot(covered: int, state: HandOver, entries: Sequence[DiskEntry])
 def decode_snapshot(body: bytes | memoryview, segments: Mapping[int, SegmentInfo]) -> Snapshot:
     """What `encode_snapshot` wrote. `segments`: those of the log, by number."""
     value = plain.decode(body)
-    if not isinstance(value, tuple) or len(value) != 17 or value[:2] != (VERSION, sys.byteorder):
+    if not isinstance(value, tuple) or len(value) != 18 or value[:2] != (VERSION, sys.byteorder):
         raise ValueError(f"no snapshot of version {VERSION} of a {sys.byteorder}-endian machine")
     _, _, covered, (uuid, epoch, time), ledger, routes, columns, again, nbytes, unfinished, names, letters = value[:12]
-    (kept_next, kept, collected, abandoned), (outboxes, followers), gone, retries, attempted = value[12:]
+    (kept_next, kept, collected, abandoned), (outboxes, followers), gone, retries, attempted, singles = value[12:]
     entries, places = _load_entries(columns, segments)
     again_rows: list[AgainRow] = [
         (seq, _load_batch(template), own, key, life) for seq, template, own, key, life in again
@@ -125,7 +133,7 @@ def decode_snapshot(body: bytes | memoryview, segments: Mapping[int, SegmentInfo
         retries,
         attempted,
     )
-    return Snapshot(covered, state, places)
+    return Snapshot(covered, state, places, _load_singles(singles, segments))
 
 
 def _outcome(outcome: Outcome) -> tuple[Any, ...]:
@@ -149,7 +157,7 @@ def _entries(entries: Sequence[DiskEntry]) -> tuple[Any, ...]:
     for entry in entries:
         batch, place = entry.batch, entry.place
         common = tuple(batch._replace(count=0, body=b"", lengths=b"", client=0, first=0, offset=0, keys=()))
-        segno, pos, size = (place.segment.segno, place.pos, place.size) if place is not None else (_NOWHERE, 0, 0)
+        segno, pos, blen = (place.segment.segno, place.pos, place.blen) if place is not None else (_NOWHERE, 0, 0)
         row = (
             entry.base,
             batch.count,
@@ -159,7 +167,7 @@ def _entries(entries: Sequence[DiskEntry]) -> tuple[Any, ...]:
             entry.known,
             segno,
             pos,
-            size,
+            blen,
             batch.client,
             batch.first,
             batch.offset,
@@ -175,16 +183,12 @@ def _entries(entries: Sequence[DiskEntry]) -> tuple[Any, ...]:
 
 def _load_entries(value: Any, segments: Mapping[int, SegmentInfo]) -> tuple[list[EntryRow], dict[int, Place]]:
     packed, kinds, keys = value
-    columns = []
-    for code, data in zip(_COLUMNS, packed):
-        column = array(code)
-        column.frombytes(data)
-        columns.append(column)
+    columns = [_column(code, data) for code, data in zip(_COLUMNS, packed)]
     commons = [Batch(*kind) for kind in kinds]
     keys_of = dict(keys)
     rows: list[EntryRow] = []
     places: dict[int, Place] = {}
-    for base, count, put_at, route, live, known, segno, pos, size, client, first, offset, body, kind in zip(*columns):
+    for base, count, put_at, route, live, known, segno, pos, blen, client, first, offset, body, kind in zip(*columns):
         batch = commons[kind]._replace(
             count=count, client=client, first=first, offset=offset, keys=keys_of.get(base, ())
         )
@@ -192,5 +196,61 @@ def _load_entries(value: Any, segments: Mapping[int, SegmentInfo]) -> tuple[list
             batch = slim(batch, body >> 1, 4 * count if body & 1 else 0)
         rows.append((base, batch, put_at, route, live, known))
         if segno in segments:
-            places[base] = Place(segments[segno], pos, size)
+            places[base] = Place(segments[segno], pos, blen)
     return rows, places
+
+
+def _encode_singles(rows: Sequence[SinglesRow]) -> tuple[Any, ...]:
+    """Columns of the entries, what they have in common, positions and sizes of all, and where those are that moved."""
+    columns = [array(code) for code in _SINGLES]
+    commons: dict[tuple[Any, ...], int] = {}
+    moved = []
+    for row in rows:
+        common = commons.setdefault(tuple(row.batch._replace(client=0, first=0)), len(commons))
+        segnos = [_NOWHERE if info is None else info.segno for info in row.segments]
+        values = (
+            *(row.base, len(row.positions), row.live, row.known, row.put_at, row.route),
+            *(row.batch.client, row.batch.first, row.held, row.extra, segnos[0], common),
+        )
+        for column, value in zip(columns, values):
+            column.append(value)
+        if len(segnos) > 1:
+            moved.append((row.base, array("Q", segnos).tobytes()))
+    return (
+        [column.tobytes() for column in columns],
+        list(commons),
+        b"".join([row.positions.tobytes() for row in rows]),
+        b"".join([row.sizes.tobytes() for row in rows]),
+        moved,
+    )
+
+
+def _load_singles(value: Any, segments: Mapping[int, SegmentInfo]) -> list[SinglesRow]:
+    packed, commons, positions, sizes, moved = value
+    columns = [_column(code, data) for code, data in zip(_SINGLES, packed)]
+    templates, elsewhere = [Batch(*common) for common in commons], dict(moved)
+    rows: list[SinglesRow] = []
+    at = 0
+    for base, count, live, known, put_at, route, client, first, held, extra, segno, common in zip(*columns):
+        end = at + 4 * count
+        segnos = _column("Q", elsewhere[base]) if base in elsewhere else [segno]
+        rows.append(
+            SinglesRow(
+                base,
+                templates[common]._replace(client=client, first=first),
+                *(put_at, route, live, known, held, extra),
+                _column("I", positions[at:end]),
+                _column("I", sizes[at:end]),
+                [segments.get(number) for number in segnos],
+            )
+        )
+        at = end
+    if at != len(positions) or at != len(sizes):
+        raise ValueError(f"{len(positions)} bytes of positions for {at // 4} messages")
+    return rows
+
+
+def _column(code: str, data: bytes) -> array[int]:
+    column = array(code)
+    column.frombytes(data)
+    return column

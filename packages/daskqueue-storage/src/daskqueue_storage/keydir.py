@@ -1,151 +1,39 @@
-"""Where the payloads are: core's `Payloads` with bodies that stay on disk, and what of each LogSegment is needed.
+"""Where the payloads are: core's `Payloads` with bodies that stay on disk.
 
 An entry knows the record of its batch, and reads it when a lease ships messages of it: header, checksum, then views. In
-memory is what core needs to choose and to answer: counts, names, sizes (`Absent` stands for bytes by their number).
+memory is what core needs to choose and to answer: counts, names, sizes. Messages put one by one share an entry
+(`singles`).
 
-Not here: which messages live (the ledger), and when segments go (`retire`).
+Not here: which messages live (the ledger), and when segments go (`store`).
 
-Invariants: an entry that somebody needs (`live`) has a spot, unless its record is damaged; `live_bytes` of a segment is
-the sum of the records of such entries in it. What is read was verified at this very reading.
+Invariants: an entry that somebody needs (`live`) has a place, unless its record is damaged; the shelf counts the
+records of such entries. What is read was verified at this very reading.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
-from typing import Any, Final, NamedTuple, cast
-from zlib import crc32
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, cast
 
 from daskqueue_core.batch import Batch, Part
+from daskqueue_core.dead_letters import DeadLetters
 from daskqueue_core.payloads import Again, AgainRow, Entry, EntryRow, Payloads
 from daskqueue_storage.errors import DamagedRecord
-from daskqueue_storage.files import Files, read_or_zeros
-from daskqueue_storage.format import RECORD_HEADER_SIZE, RecordHeader, decode_header
-from daskqueue_storage.records import payload_of, put_of
-from daskqueue_storage.report import Damage
-from daskqueue_storage.segment import SegmentInfo
+from daskqueue_storage.records import Sizes, payload_of
+from daskqueue_storage.shelf import Absent, Place, Shelf, slim
+from daskqueue_storage.singles import MOST, Singles, SinglesRow, may_join
+from daskqueue_storage.tail import FoundSingles
 
-__all__ = ["Absent", "DiskEntry", "DiskPayloads", "Place", "Shelf", "slim"]
-
-_HANDLES: Final = 32
-_INTERNED: Final = 256
+__all__ = ["Absent", "DiskEntry", "DiskPayloads", "Needed", "Place", "Shelf", "slim"]
 
 
-class Absent:
-    """Bytes that are not here, by their number."""
+class Needed(NamedTuple):
+    """A record that somebody needs: of these messages, at that place."""
 
-    __slots__ = ("size",)
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
-class Place(NamedTuple):
-    """Where a record is."""
-
-    segment: SegmentInfo
-    pos: int
-    size: int  # of the whole record
-
-
-def slim(batch: Batch, body: int, lengths: int) -> Batch:
-    """The batch without its payload, of which only the sizes are known."""
-    absent = cast(Any, Absent)
-    return batch._replace(body=absent(body), lengths=absent(lengths) if lengths else b"", ready_ats=b"")
-
-
-class Shelf:
-    """The LogSegments of a queue: reads records, counts what is needed of each segment. The queue's turn guards it."""
-
-    def __init__(self, files: Files, root: str, on_damage: list[Damage]) -> None:
-        self._files = files
-        self._root = root
-        self._handles: OrderedDict[str, int] = OrderedDict()
-        self._last: tuple[Place, RecordHeader, bytes] | None = None
-        self._interned: dict[object, object] = {}
-        self.damaged = on_damage
-        self.segments: list[SegmentInfo] = []  # ascending
-        self.live_bytes: dict[int, int] = {}  # by segment number
-
-    def add(self, info: SegmentInfo) -> None:
-        """One more, behind all others. Where its messages are is known to the entries."""
-        if self.segments:
-            self.segments[-1].index = None
-        self.segments.append(info)
-        self.live_bytes.setdefault(info.segno, 0)
-
-    def drop(self, count: int) -> None:
-        """The first `count` are gone."""
-        for info in self.segments[:count]:
-            self.live_bytes.pop(info.segno, None)
-            handle = self._handles.pop(info.path, None)
-            if handle is not None:
-                self._files.close(handle)
-        del self.segments[:count]
-        self._last = None
-
-    def hold(self, place: Place) -> None:
-        """Somebody needs that record."""
-        self.live_bytes[place.segment.segno] = self.live_bytes.get(place.segment.segno, 0) + place.size
-
-    def release(self, place: Place) -> None:
-        """Nobody needs it any more."""
-        if place.segment.segno in self.live_bytes:
-            self.live_bytes[place.segment.segno] -= place.size
-
-    def read(self, place: Place, base: int, count: int) -> tuple[RecordHeader, bytes]:
-        """A record, verified; `DamagedRecord` if it does not."""
-        last = self._last
-        if last is not None and last[0] == place:
-            return last[1:]
-        info = place.segment
-        try:
-            data = read_or_zeros(self._files, self._handle(info.path), place.size, place.pos)
-        except FileNotFoundError:
-            data = b""
-        header = decode_header(data, 0, place.pos, info.salt)
-        if header is not None:
-            body = data[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + header.blen]
-            if len(body) == header.blen and crc32(body) == header.bcrc:
-                self._last = place, header, body
-                return header, body
-        damage = Damage(info.path, place.pos, place.pos + place.size, 1)
-        if damage not in self.damaged:
-            self.damaged.append(damage)
-        raise DamagedRecord(info.path, place.pos, base, base + count)
-
-    def intern(self, batch: Batch) -> Batch:
-        """The batch with what it has in common with others as the same objects."""
-        if len(self._interned) > _INTERNED:
-            self._interned.clear()
-        once = self._interned.setdefault
-        return batch._replace(
-            shared=once(batch.shared, batch.shared),  # type: ignore[arg-type]  # what went in comes out
-            function=once(batch.function, batch.function),  # type: ignore[arg-type]
-            control=once(batch.control, batch.control),  # type: ignore[arg-type]
-            tags=once(batch.tags, batch.tags),  # type: ignore[arg-type]
-        )
-
-    def close(self) -> None:
-        """Let go of all files."""
-        for handle in self._handles.values():
-            self._files.close(handle)
-        self._handles.clear()
-        self._last = None
-
-    def _handle(self, path: str) -> int:
-        handle = self._handles.get(path)
-        if handle is None:
-            handle = self._handles[path] = self._files.open(path)
-            if len(self._handles) > _HANDLES:
-                self._files.close(self._handles.popitem(last=False)[1])
-        else:
-            self._handles.move_to_end(path)
-        return handle
+    base: int
+    stop: int
+    place: Place
 
 
 class DiskEntry(Entry):
@@ -162,12 +50,27 @@ class DiskEntry(Entry):
         """The batch with its payload; `DamagedRecord` if it cannot be read."""
         if self.place is None:
             raise DamagedRecord(f"batch {self.base}", 0, self.base, self.stop)
-        header, body = self.shelf.read(self.place, self.base, self.stop - self.base)
-        try:
-            content, lengths = payload_of(header, body, put_of(header, body).sizes)
-        except ValueError:  # written so by somebody's mistake: as good as damaged
-            raise DamagedRecord(self.place.segment.path, self.place.pos, self.base, self.stop) from None
-        return self.batch._replace(body=content, lengths=lengths if self.batch.lengths else b"")
+        batch = self.batch
+        header, body = self.shelf.read(self.place, self.base, batch.count)
+        sizes = Sizes(0, 0, len(batch.lengths), len(batch.body))
+        if (header.base, header.count) != (self.base, batch.count) or len(body) < sizes.body:
+            # Written so by somebody's mistake: as good as damaged.
+            raise DamagedRecord(self.place.segment.path, self.place.pos, self.base, self.stop)
+        content, lengths = payload_of(header, body, sizes)
+        return batch._replace(body=content, lengths=lengths if batch.lengths else b"")
+
+    def one(self, seq: int) -> Batch:
+        """A message as a batch without payload."""
+        batch, at = self.batch, seq - self.base
+        one = batch._replace(count=1, first=batch.first + at, keys=())
+        if batch.lengths:
+            return slim(one, len(batch.body) // batch.count, 4)
+        return one._replace(offset=batch.offset + at)
+
+    def loaded_one(self, seq: int) -> Batch:
+        """A message as a batch, with its payload."""
+        at = seq - self.base
+        return self.loaded()._replace(keys=()).cut(at, at + 1)
 
     def part(self, start: int, stop: int, have: Collection[int], attempts: bytes = b"") -> Part:
         """As `Entry.part`, read from the disk."""
@@ -189,14 +92,8 @@ class DiskAgain(Again):
 
     __slots__ = ()
 
-    def __init__(self, seq: int, origin: DiskEntry, template: Batch, key: str | None, life: int) -> None:
-        batch, at = origin.batch, seq - origin.base
-        keys = () if key is None else (key,)
-        one = batch._replace(count=1, first=batch.first + at, keys=keys)
-        if batch.lengths:
-            one = slim(one, len(batch.body) // batch.count, 4)
-        else:
-            one = one._replace(offset=batch.offset + at)
+    def __init__(self, seq: int, origin: DiskEntry | Singles, template: Batch, key: str | None, life: int) -> None:
+        one = origin.one(seq)._replace(keys=() if key is None else (key,))
         Entry.__init__(self, seq, one, origin.put_at, origin.route)
         self._origin = origin
         self._template = template
@@ -205,9 +102,7 @@ class DiskAgain(Again):
 
     def loaded(self) -> Batch:
         """The one message, with the payload."""
-        origin = cast(DiskEntry, self._origin)
-        at = self.base - origin.base
-        return origin.loaded()._replace(keys=()).cut(at, at + 1)
+        return cast("DiskEntry | Singles", self._origin).loaded_one(self.base)
 
     def part(self, start: int, stop: int, have: Collection[int], attempts: bytes = b"") -> Part:
         """Its share of the batch it came from."""
@@ -231,17 +126,53 @@ class DiskPayloads(Payloads):
         self.shelf = shelf
         self.places: dict[int, Place] = {}
         """Of batches that are about to be added, by base."""
+        self.singles_rows: Sequence[SinglesRow] = ()
+        """Of a snapshot that is about to be loaded."""
+        self._growing: Singles | None = None
 
     def add(self, base: int, batch: Batch, put_at: int, route: int) -> Entry:
         """A batch was put and written."""
         place = self.places.pop(base)
+        self.unfinished[route] = self.unfinished.get(route, 0) + batch.count
+        if may_join(batch):
+            size = len(batch.body)
+            singles = self._singles_for(base, batch, put_at, route, place, place.blen - size)
+            before = singles.held
+            singles.add(place, size, place.blen - size)
+            self.nbytes += singles.held - before
+            return singles
         thin = self.shelf.intern(slim(batch, len(batch.body), len(batch.lengths)))
         entry = self._entries[base] = DiskEntry(self.shelf, place, base, thin, put_at, route)
         self._bases.append(base)
-        self.unfinished[route] = self.unfinished.get(route, 0) + batch.count
         self.nbytes += thin.nbytes
         self.shelf.hold(place)
         return entry
+
+    def add_singles(self, found: FoundSingles, route: int) -> None:
+        """Messages were put one by one."""
+        base, at, count = found.base, 0, len(found.positions)
+        self.unfinished[route] = self.unfinished.get(route, 0) + count
+        while at < count:
+            place = Place(found.segment, found.positions[at], found.extra + found.sizes[at])
+            singles = self._singles_for(base + at, found.batch, found.put_at, route, place, found.extra)
+            end = min(count, at + MOST - (singles.stop - singles.base))
+            before = singles.held
+            singles.add_many(found.segment, found.positions[at:end], found.sizes[at:end], found.extra)
+            self.nbytes += singles.held - before
+            at = end
+
+    def _singles_for(self, base: int, batch: Batch, put_at: int, route: int, place: Place, extra: int) -> Singles:
+        """The entry that message `base` is to be one of."""
+        if batch.ready_at or batch.expires_at or batch.ready_ats:  # the ledger has them
+            batch = batch._replace(ready_at=0, ready_ats=b"", expires_at=0)
+        singles = self._growing
+        if singles is None or self._entries.get(singles.base) is not singles:
+            singles = None
+        if singles is None or not singles.takes(base, batch, route, place, extra):
+            template = self.shelf.intern(batch._replace(body=b"", lengths=b""))
+            singles = self._growing = self._entries[base] = Singles(self.shelf, base, template, put_at, route)
+            self._bases.append(base)
+        return singles
 
     def requeue(self, seq: int, template: Batch, body: bytes | None, key: str | None, life: int) -> None:
         """A dead letter lives again."""
@@ -249,7 +180,7 @@ class DiskPayloads(Payloads):
             super().requeue(seq, template, body, key, life)
             return
         origin = self.entry(seq).origin
-        self._again[seq] = DiskAgain(seq, cast(DiskEntry, origin), template, key, life)
+        self._again[seq] = DiskAgain(seq, cast("DiskEntry | Singles", origin), template, key, life)
         self.unfinished[origin.route] += 1
         at = bisect_left(self._seqs_again, seq)
         if at == len(self._seqs_again) or self._seqs_again[at] != seq:
@@ -264,48 +195,113 @@ class DiskPayloads(Payloads):
             self._bases.append(base)
             if place is not None:
                 self.shelf.hold(place)
+        for row in self.singles_rows:
+            self._entries[row.base] = Singles.of_row(self.shelf, row)
+        if self.singles_rows:
+            self._entries = dict(sorted(self._entries.items()))
+            self._bases = list(self._entries)
+            self.singles_rows = ()
         for seq, template, body, key, life in again:
             origin = self.entry(seq).origin
             if body is None:
-                self._again[seq] = DiskAgain(seq, cast(DiskEntry, origin), template, key, life)
+                self._again[seq] = DiskAgain(seq, cast("DiskEntry | Singles", origin), template, key, life)
             else:
                 self._again[seq] = Again(seq, origin, template, bytes(body), key, life)
         self._seqs_again = sorted(self._again)
 
-    def disk_entries(self) -> list[DiskEntry]:
-        """All, in the order of their numbers."""
-        return [cast(DiskEntry, entry) for entry in self._entries.values()]
+    def batches(self) -> list[DiskEntry]:
+        """Those that are batches of their own, in the order of their numbers."""
+        return [entry for entry in self._entries.values() if isinstance(entry, DiskEntry)]
+
+    def singles(self) -> list[Singles]:
+        """The others."""
+        return [entry for entry in self._entries.values() if isinstance(entry, Singles)]
+
+    def disk_entries(self) -> Iterator[DiskEntry]:
+        """All as batches, to be looked at: a message that was put alone and is still needed is one."""
+        for entry in self._entries.values():
+            if isinstance(entry, DiskEntry):
+                yield entry
+            elif isinstance(entry, Singles):
+                for seq, place in entry.places():
+                    made = DiskEntry(self.shelf, place, seq, entry.one(seq), entry.put_at, entry.route)
+                    yield made
+
+    def needed(self) -> Iterator[Needed]:
+        """The records that somebody needs."""
+        for entry in self._entries.values():
+            if isinstance(entry, Singles):
+                for seq, place in entry.places():
+                    yield Needed(seq, seq + 1, place)
+            elif isinstance(entry, DiskEntry) and entry.place is not None:
+                yield Needed(entry.base, entry.stop, entry.place)
+
+    def knows(self, base: int) -> bool:
+        """Whether a batch that began at `base` is known."""
+        if base in self._entries:
+            return True
+        entry = self.find(base)
+        return entry is not None and isinstance(entry.origin, Singles)
 
     def own_body(self, entry: Entry, seq: int) -> bytes:
         """A copy of a message's own bytes; nothing if it has none, or if they cannot be read."""
-        if not isinstance(entry, (DiskEntry, DiskAgain)):
-            return entry.single(seq) or b""
-        if not entry.batch.lengths:
-            return b""
         try:
-            at = seq - entry.base
-            return bytes(entry.loaded()._replace(keys=()).cut(at, at + 1).body)
+            if isinstance(entry, Singles):
+                return bytes(entry.loaded_one(seq).body)
+            if isinstance(entry, DiskAgain):
+                return bytes(entry.loaded().body) if entry.batch.lengths else b""
+            if isinstance(entry, DiskEntry):
+                return bytes(entry.loaded_one(seq).body) if entry.batch.lengths else b""
         except DamagedRecord:
             return b""
+        return entry.single(seq) or b""
 
     def move(self, base: int, place: Place) -> None:
         """The record of a batch stands elsewhere now; what nobody needs stays forgotten."""
-        entry = cast("DiskEntry | None", self._entries.get(base))
-        if entry is None or not entry.live:
-            return
-        if entry.place is not None:
-            self.shelf.release(entry.place)
-        entry.place = place
-        self.shelf.hold(place)
+        entry = self._entries.get(base)
+        if entry is None:
+            found = self.find(base)
+            entry = None if found is None else found.origin
+        if isinstance(entry, Singles):
+            entry.move(base, place)
+        elif isinstance(entry, DiskEntry) and entry.base == base and entry.live:
+            if entry.place is not None:
+                self.shelf.release(entry.place)
+            entry.place = place
+            self.shelf.hold(place)
 
-    def lose(self, entry: DiskEntry) -> None:
-        """Its record cannot be read: it holds no segment."""
-        if entry.place is not None:
+    def lose(self, start: int, stop: int) -> None:
+        """The record of these messages cannot be read: it holds no segment."""
+        found = self.find(start)
+        entry = None if found is None else found.origin
+        if isinstance(entry, Singles):
+            entry.lose(start, stop)
+        elif isinstance(entry, DiskEntry) and entry.place is not None:
             self.shelf.release(entry.place)
             entry.place = None
 
-    def _let_go(self, entry: Entry, count: int) -> None:
-        super()._let_go(entry, count)
+    def validate(self, unfinished: Callable[[int], bool], letters: DeadLetters) -> None:
+        """As `Payloads.validate`; and the shelf counts what is needed."""
+        super().validate(unfinished, letters)
+        live = dict.fromkeys(self.shelf.live_bytes, 0)
+        for needed in self.needed():
+            live[needed.place.segment.segno] = live.get(needed.place.segment.segno, 0) + needed.place.size
+        assert live == self.shelf.live_bytes, f"needed of segments: {live}, but counted {self.shelf.live_bytes}"
+        assert self.shelf.live == sum(live.values()), f"live={self.shelf.live} of {live}"
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        super().clear()
+        self._growing = None
+
+    def _let_go(self, entry: Entry, start: int, stop: int) -> None:
+        if isinstance(entry, Singles):
+            self.nbytes -= entry.let_go(start, stop)
+            entry.live -= stop - start
+            if entry.known and not entry.live:
+                entry.release()
+            return
+        super()._let_go(entry, start, stop)
         if entry.live == 0 and isinstance(entry, DiskEntry) and entry.place is not None:
             self.shelf.release(entry.place)
             entry.place = None

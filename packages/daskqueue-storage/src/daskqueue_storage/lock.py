@@ -26,10 +26,11 @@ from struct import Struct, error
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from daskqueue_storage.directory import highest_epoch
 from daskqueue_storage.errors import FencedError, LockedError
 from daskqueue_storage.files import Files, Identity, remove_quietly, write_fully
 
-__all__ = ["Lease", "LockContent", "acquire", "closed_by", "decode_lock", "encode_lock"]
+__all__ = ["Lease", "LockContent", "acquire", "closed_by", "decode_lock", "encode_lock", "holder_of"]
 
 _MAGIC: Final = b"DQLK"
 _LOCK = Struct("<4sIIIQQ16sQQII64s116s")
@@ -65,6 +66,11 @@ class LockContent(NamedTuple):
     identity: Identity
     flags: int
     owner: str
+
+    @property
+    def released(self) -> bool:
+        """Its owner gave it back."""
+        return self.state == _RELEASED
 
     @property
     def holder(self) -> str:
@@ -112,8 +118,13 @@ def decode_lock(data: bytes) -> LockContent | None:
 # ----------------------------------------------------------------------------------------------------------- acquire
 
 
-def acquire(files: Files, root: str, *, ttl_s: float = 30.0, owner: str = "", wait_s: float = 0.0) -> Lease:
-    """The lease of a directory, or `LockedError`: at once, or after watching the holder for `wait_s`."""
+def acquire(
+    files: Files, root: str, *, ttl_s: float = 30.0, owner: str = "", wait_s: float = 0.0, force: bool = False
+) -> Lease:
+    """The lease of a directory, or `LockedError`: at once, or after watching the holder for `wait_s`.
+
+    `force`: somebody knows that the holder is dead, or wants it fenced if it is not.
+    """
     key = _key(files, root)
     with _held_lock:
         held = _held.get(key)
@@ -122,7 +133,7 @@ def acquire(files: Files, root: str, *, ttl_s: float = 30.0, owner: str = "", wa
         lease = Lease(files, root, key, ttl_s, owner)
         _held[key] = lease  # from here on a second thread is refused
     try:
-        lease._acquire(wait_s)
+        lease._acquire(wait_s, force)
     except BaseException:
         lease._drop()
         raise
@@ -133,7 +144,15 @@ def closed_by(files: Files, root: str) -> int:
     """The epoch of the last writer, if it closed cleanly and nobody writes now; else 0."""
     number = _highest(files, root)
     found = decode_lock(_look(files, root, number))
-    return number if found is not None and found.state == _RELEASED and found.flags & _CLEAN else 0
+    if found is None or found.state != _RELEASED or not found.flags & _CLEAN:
+        return 0
+    return number if number >= highest_epoch(files, root) else 0  # else the last lock was deleted
+
+
+def holder_of(files: Files, root: str) -> tuple[int, LockContent | None]:
+    """The highest lock, and what it says: None if it does not verify. (0, None): there is none."""
+    number = _highest(files, root)
+    return number, decode_lock(_look(files, root, number)) if number else None
 
 
 def _key(files: Files, root: str) -> tuple[int, ...]:
@@ -250,17 +269,22 @@ class Lease:
 
     # ------------------------------------------------------------------------------------------------- the machinery
 
-    def _acquire(self, wait_s: float) -> None:
+    def _acquire(self, wait_s: float, force: bool) -> None:
         # A little more than was said: who waits for exactly the time to live means to see the end of it.
         give_up = self._files.boot_ns() + round(wait_s * 1.1e9)
         while True:
             highest = _highest(self._files, self._root)
+            # Locks that people deleted: the segments know the epochs that were. One of them again would be stale.
+            last = max(highest, highest_epoch(self._files, self._root))
             self.after_failure = self.after_clean = False
-            self.after_release = not highest
-            self._flags = _UNSETTLED if highest else 0
-            if highest and not self._is_free(highest):
+            self.after_release = not last
+            self._flags = _UNSETTLED if last else 0
+            if highest and not self._is_free(highest) and not force:
                 self._watch(highest, give_up)
-            if self._take(highest + 1):
+            if highest < last:  # and nothing is known of the last owner
+                self._flags = self._flags & ~_CLEAN | _UNSETTLED
+                self.after_clean = self.after_release = False
+            if self._take(last + 1):
                 break
         self._remove_garbage()
         me = weakref.ref(self)

@@ -17,6 +17,7 @@ from struct import Struct
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, overload
 
+from daskqueue_storage.access import at_the_door
 from daskqueue_storage.body import draft, draft_messages
 from daskqueue_storage.directory import check_safe, create_layout, read_format, remove_garbage, uuid_text
 from daskqueue_storage.errors import (
@@ -75,6 +76,7 @@ class SegmentedLog:
     report: RecoveryReport
     """What opening found."""
 
+    @at_the_door
     def __init__(
         self,
         path: object,
@@ -160,6 +162,8 @@ class SegmentedLog:
                 segment_bytes=self._segment_bytes,
                 on_segment=self._reader.add,
             )
+            for info in found.segments:
+                info.sealed = True  # our EPOCH says where each ends
             self._visible = self._writer.next_seq
             self._writer.verify()
             self._lease.begun()

@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, cast
@@ -31,15 +31,18 @@ from daskqueue_core.outcomes import Cursor, Failure, Outcomes, Report
 from daskqueue_core.protocols import DEFAULT_TTL, REPLY_BYTES, Demand, Lease
 from daskqueue_core.queue import TransientQueue
 from daskqueue_core.replay import fitting
+from daskqueue_storage.access import at_the_door
 from daskqueue_storage.directory import uuid_text
 from daskqueue_storage.errors import ClosedError, DamagedRecord, RecordTooLarge, StorageError
 from daskqueue_storage.files import Files, OsFiles
 from daskqueue_storage.format import MAX_COUNT
 from daskqueue_storage.index import encode_snapshot
-from daskqueue_storage.keydir import DiskEntry, DiskPayloads, Place
+from daskqueue_storage.keydir import DiskPayloads, Needed, Place
 from daskqueue_storage.records import draft_copy, draft_events, draft_puts
 from daskqueue_storage.report import RecoveryReport
-from daskqueue_storage.store import FoundPut, QueueStore
+from daskqueue_storage.segment import SegmentInfo
+from daskqueue_storage.store import QueueStore
+from daskqueue_storage.tail import FoundPut, FoundSingles
 from daskqueue_storage.turn import Turn
 from daskqueue_storage.writer import Placed, check_sync
 
@@ -49,7 +52,9 @@ _log = logging.getLogger("daskqueue_storage")
 _F = TypeVar("_F", bound=Callable[..., Any])
 SNAPSHOT_SHARE: Final = 8
 """A snapshot is written when what would have to be replayed is so many times as large as the last one."""
-HEADER_BYTES: Final = 128  # about what replaying a put costs, in bytes of the index
+INDEX_SHARE: Final = 4
+"""An IndexSegment grows to so small a part of a LogSegment, or to `SNAPSHOT_SHARE` snapshots: there are two of them."""
+HEADER_BYTES: Final = 512  # about what replaying a put costs, in bytes of a snapshot
 
 
 def _serialised(method: _F) -> _F:
@@ -57,6 +62,8 @@ def _serialised(method: _F) -> _F:
 
     @wraps(method)
     def operation(self: DurableQueue, *args: Any, **options: Any) -> Any:
+        if self._turn.is_mine:  # part of another operation
+            return method(self, *args, **options)
         with self._operation():
             return method(self, *args, **options)
 
@@ -73,7 +80,10 @@ class DurableQueue(TransientQueue):
 
     report: RecoveryReport
     """What opening found."""
+    taken_back: int = 0
+    """Messages that were delivered when the directory was left, to owners that are not here any more."""
 
+    @at_the_door
     def __init__(
         self,
         path: object,
@@ -113,6 +123,8 @@ class DurableQueue(TransientQueue):
         self._putting: Placed | None = None
         self._covered = 0  # the first record number of the log that no event here has come from
         self._grown = self._last_size = 0
+        self._snapshot_at = segment_bytes // INDEX_SHARE
+        self._emptied: SegmentInfo | None = None  # the last segment when nothing was needed any more
         self._rolled = False
         self._stop_timer: Callable[[], None] = lambda: None
         system: Files = files if files is not None else OsFiles()
@@ -156,13 +168,12 @@ class DurableQueue(TransientQueue):
     def _restore(self) -> None:
         """Hold what the directory says."""
         store, snapshot = self._store, self._store.snapshot
-        known: Sequence[int] = ()
         if snapshot is not None:
             self._payloads.places = dict(snapshot.places)
+            self._payloads.singles_rows = snapshot.singles
             self._load(snapshot.state)
-            known = [entry.base for entry in self._payloads.disk_entries()]
             self._covered = snapshot.covered
-        puts, moved = store.puts(known)
+        puts, moved = store.puts(self._payloads.knows)
         for base, place in moved.items():
             self._payloads.move(base, place)
         if store.shelf.segments:
@@ -170,18 +181,44 @@ class DurableQueue(TransientQueue):
         self._payloads.places.clear()
         waiting, now = deque(puts), self._clock()
         for event, ride, before in store.events():
-            while waiting and waiting[0].event.base < before:
-                self._replay_put(waiting.popleft(), moved)
+            while waiting and waiting[0].base < before:
+                put = waiting.popleft()
+                if isinstance(put, FoundSingles) and put.stop > before:
+                    put, rest = put.cut(before)
+                    waiting.appendleft(rest)
+                self._replay_put(put, moved)
             if isinstance(event, Delivered):  # who is kept has a time to live from now on
                 event = event._replace(deadline=now + max(0, event.deadline - event.time))
             self._replay(event, ride)
             self._grown += HEADER_BYTES
         for put in waiting:
             self._replay_put(put, moved)
-        self._grown += HEADER_BYTES * len(puts)
+        self._grown += HEADER_BYTES * sum(len(put.positions) if isinstance(put, FoundSingles) else 1 for put in puts)
 
-    def _replay_put(self, put: FoundPut, moved: Mapping[int, Place]) -> None:
+    def _replay_singles(self, found: FoundSingles, moved: Mapping[int, Place]) -> None:
+        """As so many puts."""
+        ledger = self._ledger
+        known = ledger.puts - found.base
+        if known > 0:
+            ledger.dropped += min(known, len(found.positions))
+            if known >= len(found.positions):
+                return
+            found = found.cut(ledger.puts)[1]
+        batch, count = found.batch, len(found.positions)
+        route = self._routes.number(batch.kind, batch.tags)
+        event = Put(found.put_at, found.base, count, None, 0, batch.priority, route)
+        fit, _ = fitting(ledger, event)
+        assert fit is not None
+        ledger.apply(fit)
+        self._payloads.add_singles(found, route)
+        for seq in moved.keys() & range(found.base, found.stop) if moved else ():
+            self._payloads.move(seq, moved[seq])
+
+    def _replay_put(self, put: FoundPut | FoundSingles, moved: Mapping[int, Place]) -> None:
         """Its batches stand where they stood, or where they were moved since."""
+        if isinstance(put, FoundSingles):
+            self._replay_singles(put, moved)
+            return
         event, base = put.event, put.event.base
         if put.batches:
             first = put.batches[0]
@@ -221,23 +258,15 @@ class DurableQueue(TransientQueue):
                 else:
                     event = ledger.decide_return(lease.id, None, now, reason=Reason.REOPENED)
                 if event is not None:
+                    self.taken_back += sum(stop - start for start, stop in event.runs)
                     self._happen(event)
         self._expire_kept()
 
     # ---------------------------------------------------------------------------------------------------- the journal
 
-    @contextmanager
-    def _operation(self) -> Iterator[None]:
-        owed = None
-        with self._turn:
-            if self._closed:
-                raise ClosedError(self._store.root)
-            yield
-            if self._turn.depth == 1:
-                owed, self._owed = self._owed, None
-                self._look_after()
-        if owed is not None:
-            self._store.index.commit(owed)
+    def _operation(self) -> AbstractContextManager[None]:
+        """Our turn; at its end what was recorded is as safe as it must be."""
+        return _Operation(self)
 
     def _happen(self, event: Event, ride: Ride = None) -> tuple[Run, ...]:
         if isinstance(event, Failed) and isinstance(ride, Mapping):
@@ -266,8 +295,12 @@ class DurableQueue(TransientQueue):
         for draft in draft_events(event, ride, self._ledger.puts):
             placed = store.index.append(draft)
             self._grown += draft.blen + HEADER_BYTES // 2
-        if placed is not None and self._must_last(event, ride):
+        if placed is None:
+            return
+        if self._must_last(event, ride):
             self._owed = placed
+        else:
+            store.index.verify()  # it may be lost, but who was replaced may not even say it
 
     def _must_last(self, event: Event, ride: Ride) -> bool:
         """Whether to reply only when this is as durable as was asked for; otherwise it may be done again."""
@@ -288,9 +321,8 @@ class DurableQueue(TransientQueue):
             raise
         for draft, at in zip(drafts, placed):
             if draft.count:
-                self._payloads.places[at.base] = Place(at.segment, at.pos, 64 + (draft.blen + 7 & ~7))
+                self._payloads.places[at.base] = Place(at.segment, at.pos, draft.blen)
         self._putting = placed[-1]
-        self._covered = placed[-1].rno + 1
         self._grown += HEADER_BYTES * len(drafts)
         if placed[-1].segment is not segment:
             self._rolled = True
@@ -378,12 +410,20 @@ class DurableQueue(TransientQueue):
         for run in runs:
             for entry, start, stop in self._payloads.pieces([run]):
                 assert entry is not None, f"message {start} has no batch"
-                attempts = self._ledger.attempts_of(start, stop) if self._attempted else b""
-                try:
-                    parts.append(entry.part(start, stop, have, attempts))
-                except DamagedRecord as damage:
-                    self._fail_damaged([(start, stop)], damage)
-                    self._payloads.lose(cast(DiskEntry, entry.origin))
+                while start < stop:
+                    end = stop
+                    try:
+                        attempts = self._ledger.attempts_of(start, stop) if self._attempted else b""
+                        parts.append(entry.part(start, stop, have, attempts))
+                    except DamagedRecord as damage:  # what it names, and no more
+                        end = min(stop, damage.next_offset)
+                        bad = max(start, damage.offset)
+                        if start < bad:
+                            attempts = self._ledger.attempts_of(start, bad) if self._attempted else b""
+                            parts.append(entry.part(start, bad, have, attempts))
+                        self._fail_damaged([(bad, end)], damage)
+                        self._payloads.lose(bad, end)
+                    start = end
         return tuple(parts)
 
     def _fail_damaged(self, runs: Sequence[Run], damage: DamagedRecord) -> None:
@@ -405,23 +445,34 @@ class DurableQueue(TransientQueue):
         with self._operation():
             self._squeeze(1, max_bytes)
             self._snapshot()
-            if self._store.retirable(self._covered):
+            if self._store.retirable(self._store.log.next_rno):
                 self._snapshot()
             return self._store.retire()
 
     def _look_after(self) -> None:
         """After an operation: a snapshot when replaying would take long, and old segments go."""
-        if self._grown >= max(self._segment_bytes, SNAPSHOT_SHARE * self._last_size):
+        if self._grown >= self._snapshot_at:
             self._tidy(self._snapshot)
-        if self._rolled:
-            self._rolled = False
+        shelf = self._store.shelf
+        is_empty = not shelf.live and len(shelf.segments) > 1 and shelf.segments[-1] is not self._emptied
+        if self._rolled or is_empty or shelf.freed >= self._segment_bytes >> 1:
+            self._rolled, shelf.freed = False, 0
+            if is_empty:  # tried once for each segment, whether it works or not
+                self._emptied = shelf.segments[-1]
             self._tidy(self._make_room_on_disk)
 
     def _make_room_on_disk(self) -> None:
+        """Of two snapshots the older must know a segment that goes: where that frees much, two are written."""
         store = self._store
-        self._squeeze(2, self._segment_bytes)
-        free = sum(info.valid for info in store.shelf.segments[: store.retirable(self._covered)])
-        if free >= SNAPSHOT_SHARE * self._last_size and store.retirable(self._covered) > store.retirable():
+        self._squeeze(1, self._segment_bytes)
+        store.log.begin()  # one that is full may go, too
+        for _ in range(2):
+            known, going = store.retirable(store.log.next_rno), store.retirable()
+            if known == going:
+                break
+            free = sum(info.valid for info in store.shelf.segments[going:known])
+            if free < SNAPSHOT_SHARE * self._last_size and store.shelf.live:
+                break
             self._snapshot()
         store.retire()
 
@@ -440,36 +491,35 @@ class DurableQueue(TransientQueue):
         shelf = self._store.shelf
         total, live = sum(info.valid for info in shelf.segments), sum(shelf.live_bytes.values())
         room, copied = spare_segments * self._segment_bytes, 0
-        by_segment: dict[int, list[DiskEntry]] | None = None
+        by_segment: dict[int, list[Needed]] | None = None
         for info in list(shelf.segments[:-1]):
             if not info.sealed or total <= 2 * live + room or (max_bytes is not None and copied >= max_bytes):
                 break
             if by_segment is None:
                 by_segment = {}
-                for entry in self._payloads.disk_entries():
-                    if entry.place is not None:
-                        by_segment.setdefault(entry.place.segment.segno, []).append(entry)
-            moved = sum([self._move(entry) for entry in by_segment.get(info.segno, ())])
+                for needed in self._payloads.needed():
+                    by_segment.setdefault(needed.place.segment.segno, []).append(needed)
+            moved = sum([self._move(needed) for needed in by_segment.get(info.segno, ())])
             copied += moved
             total += moved - info.valid
 
-    def _move(self, entry: DiskEntry) -> int:
-        place = entry.place
-        assert place is not None
+    def _move(self, needed: Needed) -> int:
+        base, stop, place = needed
         try:
-            header, body = self._store.shelf.read(place, entry.base, entry.stop - entry.base)
+            header, body = self._store.shelf.read(place, base, stop - base)
         except DamagedRecord as damage:
-            self._fail_damaged([(entry.base, entry.stop)], damage)
-            self._payloads.lose(entry)
+            self._fail_damaged([(base, stop)], damage)
+            self._payloads.lose(base, stop)
             return 0
         placed = self._store.log.append(draft_copy(header, body))
-        self._covered = placed.rno + 1
-        self._payloads.move(entry.base, Place(placed.segment, placed.pos, place.size))
+        self._payloads.move(base, Place(placed.segment, placed.pos, place.blen))
         return place.size
 
     def _snapshot(self) -> None:
         """All that is held, as one record."""
-        _, again = self._payloads.rows()
+        # Whatever stands in the log by now is in here, or belongs to no put, or is no message.
+        self._covered = max(self._covered, self._store.log.next_rno)
+        again = self._payloads.rows_again()
         state = HandOver(
             self.uuid,
             self.epoch,
@@ -489,7 +539,7 @@ class DurableQueue(TransientQueue):
             self._retries,
             self._attempted,
         )
-        body = encode_snapshot(self._covered, state, self._payloads.disk_entries())
+        body = encode_snapshot(self._covered, state, self._payloads.batches(), self._payloads.singles())
         self._grown = 0
         try:
             self._store.write_snapshot(self._covered, body)
@@ -497,6 +547,7 @@ class DurableQueue(TransientQueue):
             _log.warning("%s: no snapshot, opening will take longer: %s", self._store.root, problem)
             return
         self._last_size = len(body)
+        self._snapshot_at = max(self._segment_bytes // INDEX_SHARE, SNAPSHOT_SHARE * len(body))
 
     # ------------------------------------------------------------------------------------------------------------- end
 
@@ -541,6 +592,41 @@ class DurableQueue(TransientQueue):
 
     def _sync_in_background(self) -> bool:
         return self._store.log.sync_quietly() and self._store.index.sync_quietly()
+
+
+class _Operation:
+    """A turn of a queue. A class, since a generator costs as much as the whole lease of one message."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: DurableQueue) -> None:
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        queue = self._queue
+        queue._turn.take()
+        if queue._closed:
+            queue._turn.leave()
+            raise ClosedError(queue._store.root)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        queue = self._queue
+        owed = None
+        try:
+            if kind is None and queue._turn.depth == 1:
+                owed, queue._owed = queue._owed, None
+                shelf = queue._store.shelf
+                if (
+                    queue._grown >= queue._snapshot_at
+                    or queue._rolled
+                    or shelf.freed >= queue._segment_bytes >> 1
+                    or (not shelf.live and len(shelf.segments) > 1 and shelf.segments[-1] is not queue._emptied)
+                ):
+                    queue._look_after()
+        finally:
+            queue._turn.leave()
+        if owed is not None:
+            queue._store.index.commit(owed)
 
 
 def _steady(files: Files) -> Callable[[], int]:

@@ -54,6 +54,8 @@ INLINE_SHARED: Final = 8192  # what is larger does not fit the attributes
 _PLACE = Struct("<QIIIIIB")
 _U64 = Struct("<Q")
 _PAYLOAD_FLAGS: Final = int(Flag.PAYLOADS | Flag.FIXED | Flag.BLOCK)
+_FIXED: Final = int(Flag.PAYLOADS | Flag.FIXED)
+_BLOCK: Final = int(Flag.PAYLOADS | Flag.BLOCK)
 
 # The numbers are on disk: add at the end.
 _REASONS: Final = (
@@ -113,9 +115,9 @@ def _draft_put(event: Put, batch: Batch, following: int, *, goes_on: bool = Fals
     lengths, body = batch.lengths, bytes(batch.body)
     times = batch.ready_ats if is_packed else b""
     outside = batch.shared if is_packed else b""
-    place = _PLACE.pack(
-        batch.offset, following, len(times), len(outside), len(lengths), len(body), event.suspect | goes_on << 1
-    ) + _attributes(
+    count, bits = batch.count, event.suspect | goes_on << 1
+    place = _PLACE.pack(batch.offset, following, len(times), len(outside), len(lengths), len(body), bits)
+    place += _attributes(
         int(batch.kind),
         batch.tags,
         int(batch.keep),
@@ -126,33 +128,35 @@ def _draft_put(event: Put, batch: Batch, following: int, *, goes_on: bool = Fals
         batch.max_crashes,
     )
     ext = Ext(
-        ready_at=event.ready_at or None,
-        expires_at=event.expires_at or None,
-        producer=None if event.producer is None else (event.producer, event.number),
+        event.ready_at or None,
+        event.expires_at or None,
+        None if event.producer is None else (event.producer, event.number),
         put_at=event.time,
         client=(batch.client, batch.first),
         policy=place,
     )
-    runs = [(0, batch.count)] if batch.count else []
-    made = draft(RecordType.PUT, runs=runs, ext=ext, keys=batch.keys, small=event.priority)
-    flags, aux = made.flags | Flag.PAYLOADS, 0
+    made = draft(RecordType.PUT, runs=((0, count),) if count else (), ext=ext, keys=batch.keys, small=event.priority)
+    flags, aux = made.flags, 0
+    tail: tuple[bytes, ...]
     if is_packed:
-        flags |= Flag.BLOCK
-        tail = [times, outside, lengths, body]
+        flags |= _BLOCK
+        tail = times, outside, lengths, body
     elif not lengths:
-        flags |= Flag.BLOCK
-        tail = [body]
-    elif lengths == lengths[:4] * batch.count:
-        flags |= Flag.FIXED
+        flags |= _BLOCK
+        tail = (body,)
+    elif count == 1 or lengths == lengths[:4] * count:
+        flags |= _FIXED
         aux = int.from_bytes(lengths[:4], "little")
-        tail = [body]
+        tail = (body,)
     else:
-        tail = [lengths, body]
-    crc = made.bcrc
+        tail = lengths, body
+    crc, blen, parts = made.bcrc, made.blen, made.parts
     for part in tail:
-        crc = crc32(part, crc)
-    parts = (*made.parts, *(part for part in tail if part))
-    return made._replace(flags=flags, aux=aux, parts=parts, blen=sum(map(len, parts)), bcrc=crc)
+        if part:
+            crc = crc32(part, crc)
+            blen += len(part)
+            parts += (part,)
+    return Draft(RecordType.PUT, flags, event.priority, count, made.base, aux, parts, blen, crc)
 
 
 @lru_cache(maxsize=256)
@@ -257,6 +261,8 @@ def draft_events(event: Event, ride: Ride, puts: int) -> list[Draft]:
         values = ride.values if isinstance(ride, Report) else b""
         ext = Ext(lease=event.lease, put_at=event.time, policy=before)
         if not values:
+            if len(event.runs) == 1 and event.runs[0][1] - event.runs[0][0] <= MAX_COUNT:  # the common case
+                return [draft(RecordType.ACKED, runs=event.runs, ext=ext, small=event.keep)]
             return [_draft(RecordType.ACKED, runs, ext, event.keep) for runs in _pieces(event.runs)]
         assert isinstance(ride, Report)
         ext = ext._replace(block=(ride.start, ride.stop - ride.start))

@@ -311,7 +311,7 @@ class _Look:
         for part in scan(read, FILE_HEADER_SIZE, found.size, info.salt, bodies=True):
             if isinstance(part, Hole):
                 hole = part
-                if not self._owner and later_base is None:
+                if not self._owner and later_base is None and not self._stays(found, part):
                     break  # perhaps it is being written: not yet
                 continue
             if later_base is not None and part.rno >= later_base:
@@ -325,6 +325,20 @@ class _Look:
                 found.start = max(found.start, start_of(self._body(handle, part) or bytes(8)))
             _take_in(info, part)
         found.end_hole = hole
+
+    def _stays(self, found: _Found, hole: Hole) -> bool:
+        """Whether a hole is damage although somebody may be writing: records are behind it, and it is there again.
+
+        A writer writes in order. So what was written while it was read is whole when it is read anew.
+        """
+        if hole.stop == found.size:
+            return False
+        handle = self._files.open(found.info.path)
+        try:
+            read = _reading(self._files, handle)
+            return next(iter(scan(read, hole.start, found.size, found.info.salt, bodies=True)), None) == hole
+        finally:
+            self._files.close(handle)
 
 
 def _take_in(info: SegmentInfo, header: RecordHeader) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Damage", "RecoveryReport"]
+__all__ = ["Damage", "Problem", "RecoveryReport"]
 
 
 class Damage(NamedTuple):
@@ -17,6 +17,19 @@ class Damage(NamedTuple):
     start: int
     stop: int
     lost: int
+
+
+class Problem(NamedTuple):
+    """Something is not as it should be, at byte `offset` of a file or for the whole of it (-1)."""
+
+    path: str
+    offset: int
+    what: str
+    lost: str  # in words: what cannot be had any more, or "nothing"
+
+    def __str__(self) -> str:
+        place = f" at byte {self.offset}" if self.offset >= 0 else ""
+        return f"{self.path}{place}: {self.what}; lost: {self.lost}"
 
 
 class RecoveryReport(NamedTuple):

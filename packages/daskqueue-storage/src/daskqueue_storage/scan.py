@@ -16,7 +16,7 @@ from zlib import crc32
 
 from daskqueue_storage.format import RECORD_HEADER_SIZE, RECORD_MAGIC, RecordHeader, decode_header
 
-__all__ = ["Hole", "Read", "scan"]
+__all__ = ["Hole", "Read", "Window", "scan"]
 
 Read = Callable[[int, int], bytes]
 """`read(size, offset)`: that many bytes of a file, fewer only at its end."""
@@ -33,12 +33,15 @@ class Hole(NamedTuple):
     stop: int
 
 
-def scan(read: Read, start: int, stop: int, salt: int, *, bodies: bool = False) -> Iterator[RecordHeader | Hole]:
+def scan(
+    read: Read, start: int, stop: int, salt: int, *, bodies: bool = False, window: Window | None = None
+) -> Iterator[RecordHeader | Hole]:
     """The records of a file between `start` and `stop`, and the holes between them.
 
-    `bodies`: a record whose body does not verify is a hole as well.
+    `bodies`: a record whose body does not verify is a hole as well. Whoever reads the bodies brings the `window`.
     """
-    window = _Window(read, stop)
+    if window is None:
+        window = Window(read, stop)
     pos = hole = start
     while pos + RECORD_HEADER_SIZE <= stop:
         header = window.header(pos, salt)
@@ -56,7 +59,7 @@ def scan(read: Read, start: int, stop: int, salt: int, *, bodies: bool = False) 
         yield Hole(hole, stop)
 
 
-class _Window:
+class Window:
     """The part of the file in memory. Large records are hopped over with small reads, small ones read many at once."""
 
     def __init__(self, read: Read, stop: int) -> None:
@@ -75,6 +78,13 @@ class _Window:
             at = 0
         self._found += 1
         return decode_header(self._data, at, pos, salt)
+
+    def body(self, header: RecordHeader) -> bytes:
+        """A record's body as it is on disk, shorter if the file ends in it."""
+        at = header.pos + RECORD_HEADER_SIZE - self._at
+        if at >= 0 and at + header.blen <= len(self._data):
+            return self._data[at : at + header.blen]
+        return self._read(header.blen, header.pos + RECORD_HEADER_SIZE)
 
     def body_crc(self, header: RecordHeader) -> int:
         """The checksum of a record's body as it is on disk. Large ones in pieces: a record may have 2 GiB."""

@@ -119,7 +119,7 @@ class SegmentFile:
         info.valid = 0
         made = cls(files, handle, info)
         try:
-            made.append([encode_file_header(header), first])
+            made.append((encode_file_header(header), first), FILE_HEADER_SIZE + len(first))
             files.sync(handle)
             files.sync_dir(directory)
         except BaseException:
@@ -128,11 +128,10 @@ class SegmentFile:
             raise
         return made
 
-    def append(self, buffers: Sequence[bytes]) -> None:
-        """Write at the end, all of it, padded; else raise `OSError` and leave the file as it was."""
-        size = sum(map(len, buffers))
+    def append(self, buffers: Sequence[bytes], size: int) -> None:
+        """Write `size` bytes at the end, all of it, padded; else raise `OSError` and leave the file as it was."""
         pad = -size & 7
-        parts = [*buffers, _PAD[pad]] if pad else list(buffers)
+        parts = (*buffers, _PAD[pad]) if pad else buffers
         end = self.end
         try:
             write_fully(self._files, self.handle, parts, end)

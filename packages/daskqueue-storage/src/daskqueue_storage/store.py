@@ -7,36 +7,35 @@ Invariants:
 - A segment of the log goes when nobody needs a record of it, the older of the two snapshots that are kept knows all its
   records, and the index that says so is durable. So the newest snapshot may be damaged: the older one and what follows
   it lead to the same state.
-- A put of several records is handed out with its end or not at all, and as its producer's only as a whole.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
-from daskqueue_core.batch import Batch
 from daskqueue_core.contents import Ride
-from daskqueue_core.events import Event, Put
+from daskqueue_core.events import Event
 from daskqueue_storage.body import Draft, draft, parse
 from daskqueue_storage.directory import check_safe, create_layout, read_format, remove_garbage, uuid_text
 from daskqueue_storage.errors import DamagedLog, NotAQueue
 from daskqueue_storage.files import Files, read_or_zeros, remove_quietly
-from daskqueue_storage.format import FILE_HEADER_SIZE, RECORD_HEADER_SIZE, RecordHeader, RecordType
+from daskqueue_storage.format import FILE_HEADER_SIZE, RecordHeader, RecordType
 from daskqueue_storage.index import Snapshot, decode_snapshot
-from daskqueue_storage.keydir import Place, Shelf, slim
 from daskqueue_storage.lock import Lease, acquire
-from daskqueue_storage.records import PutRecord, event_of, put_of
+from daskqueue_storage.records import event_of
 from daskqueue_storage.recovery import Survey, expect_clean, survey
 from daskqueue_storage.report import Damage, RecoveryReport
-from daskqueue_storage.scan import Hole, scan
+from daskqueue_storage.scan import Hole, Window, scan
 from daskqueue_storage.segment import SegmentInfo
+from daskqueue_storage.shelf import Place, Shelf
+from daskqueue_storage.tail import FoundPut, FoundSingles, found_puts
 from daskqueue_storage.writer import LogWriter, Placed
 
-__all__ = ["FoundPut", "QueueStore"]
+__all__ = ["QueueStore"]
 
 _log = logging.getLogger("daskqueue_storage")
 _PARTS: Final = ("log", "index")
@@ -45,14 +44,6 @@ _INDEX_SEGMENT_BYTES: Final = 2**32
 _NO_EVENTS: Final = frozenset(
     [RecordType.SNAPSHOT, RecordType.EPOCH, RecordType.ROLL, RecordType.CLOSE, RecordType.RETIRED, RecordType.RESULTS]
 )
-
-
-class FoundPut(NamedTuple):
-    """A put of the log's tail. `event` has no route yet."""
-
-    event: Put
-    batches: list[Batch]
-    places: list[Place]
 
 
 class QueueStore:
@@ -159,45 +150,13 @@ class QueueStore:
                 return newest[0]
         return None
 
-    def puts(self, known: Sequence[int]) -> tuple[list[FoundPut], dict[int, Place]]:
+    def puts(self, knows: Callable[[int], bool]) -> tuple[list[FoundPut | FoundSingles], dict[int, Place]]:
         """The puts the snapshot does not know, in their order, and where batches were moved since.
 
-        `known`: the batches that the snapshot knows, by base.
+        `knows`: whether the snapshot knows a batch, by base.
         """
         covered = self.snapshot.covered if self.snapshot is not None else 0
-        found: list[FoundPut] = []
-        moved: dict[int, Place] = {}
-        copies: dict[int, tuple[PutRecord, Place]] = {}
-        group: list[tuple[PutRecord, Place]] = []
-        for info in self.shelf.segments:
-            if info.last_rno < covered:
-                continue
-            for header, body in self._records(info):
-                if header.rno < covered or header.type not in (RecordType.PUT, RecordType.COPY):
-                    continue
-                try:
-                    record = put_of(header, body)
-                except ValueError as problem:
-                    _log.warning("%s: record %d makes no sense: %s", info.path, header.rno, problem)
-                    continue
-                place = Place(info, header.pos, header.end - header.pos)
-                if header.type == RecordType.COPY:
-                    moved[record.base] = place
-                    copies[record.base] = (record, place)
-                    continue
-                if group and not _goes_on(group[-1][0], record):
-                    group = []
-                group.append((record, place))
-                if record.following == 0:
-                    found.append(_put(group))
-                    group = []
-        there = {base for put in found for base in _bases(put)}
-        there.update(known)
-        for base, (record, place) in copies.items():
-            if base not in there:  # its put is gone, and no snapshot is left that knows it
-                found.append(_put([(record._replace(goes_on=True), place)]))
-        found.sort(key=lambda put: put.event.base)
-        return found, moved
+        return found_puts(self.shelf.segments, self._records, covered, knows)
 
     def events(self) -> Iterator[tuple[Event, Ride, int]]:
         """What happened since the snapshot, in order, and how many messages were put before each."""
@@ -223,13 +182,14 @@ class QueueStore:
             return read_or_zeros(self.files, handle, size, offset)
 
         try:
-            for part in scan(read, start or FILE_HEADER_SIZE, info.valid, info.salt):
+            window = Window(read, info.valid)
+            for part in scan(read, start or FILE_HEADER_SIZE, info.valid, info.salt, window=window):
                 if isinstance(part, Hole):
                     self._complain(Damage(info.path, part.start, part.stop, 1))
                     continue
                 if leading and part.type not in (RecordType.EPOCH, RecordType.SNAPSHOT):
                     return
-                body = read(part.blen, part.pos + RECORD_HEADER_SIZE)
+                body = window.body(part)
                 if len(body) == part.blen and crc32(body) == part.bcrc:
                     yield part, body
                 else:
@@ -272,6 +232,8 @@ class QueueStore:
                 on_segment=add,
             )
             setattr(self, part, writers[part])
+            for info in self._found[part].segments:
+                info.sealed = True  # our EPOCH says where each ends
         self.log.verify()
         lease.begun()
         for found in self._found.values():
@@ -380,38 +342,3 @@ class QueueStore:
             if writer is not None:
                 writer.dispose()
         self.shelf.close()
-
-
-def _goes_on(before: PutRecord, record: PutRecord) -> bool:
-    return record.following == before.following - 1 and record.base == before.base + before.batch.count
-
-
-def _bases(put: FoundPut) -> Iterator[int]:
-    base = put.event.base
-    for batch in put.batches:
-        yield base
-        base += batch.count
-
-
-def _put(group: Sequence[tuple[PutRecord, Place]]) -> FoundPut:
-    """The event that these records are."""
-    records = [record for record, _ in group]
-    first = records[0]
-    # A put whose beginning is lost was perhaps never acknowledged: its producer may put it again.
-    producer, number = (first.producer if not first.goes_on else None) or (None, 0)
-    event = Put(
-        first.put_at,
-        first.base,
-        sum(record.batch.count for record in records),
-        producer,
-        number,
-        first.priority,
-        0,
-        first.ready_at,
-        b"".join([record.batch.ready_ats for record in records]),
-        first.expires_at,
-        tuple(key for record in records for key in record.batch.keys),
-        first.suspect,
-    )
-    batches = [slim(each.batch, each.sizes.body, each.sizes.lengths) for each in records if each.batch.count]
-    return FoundPut(event, batches, [place for record, place in group if record.batch.count])

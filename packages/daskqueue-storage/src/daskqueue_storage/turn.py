@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 
 __all__ = ["Turn"]
 
@@ -16,24 +17,39 @@ __all__ = ["Turn"]
 class Turn:
     """Whose turn it is."""
 
+    __slots__ = ("_holder", "_lock", "depth")
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holder = 0
         self.depth = 0
 
-    def __enter__(self) -> Turn:
-        me = threading.get_ident()
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread has it."""
+        return self._holder == get_ident()
+
+    def take(self) -> None:
+        """Wait for it, unless this thread has it already."""
+        me = get_ident()
         if self._holder != me:
             self._lock.acquire()
             self._holder = me
         self.depth += 1
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def leave(self) -> None:
+        """Give back one `take`."""
         self.depth -= 1
         if not self.depth:
             self._holder = 0
             self._lock.release()
+
+    def __enter__(self) -> Turn:
+        self.take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
 
     @contextmanager
     def away(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from daskqueue_storage.format import (
     FILE_HEADER_SIZE,
     MAX_BODY,
     MAX_COUNT,
+    RECORD_HEADER_SIZE,
     FileHeader,
     FileKind,
     RecordHeader,
@@ -40,6 +41,7 @@ from daskqueue_storage.format import (
     encode_epoch,
     encode_header,
     encode_seal,
+    pack_header,
     record_salt,
     record_size,
 )
@@ -224,6 +226,11 @@ class LogWriter:
                 raise self._refused(problem) from problem
 
     @property
+    def next_rno(self) -> int:
+        """The number of the next record."""
+        return self._next_rno
+
+    @property
     def segment(self) -> SegmentInfo | None:
         """The one that grows."""
         return self._file.info if self._file is not None else None
@@ -248,12 +255,23 @@ class LogWriter:
             self._make_durable()
         file = self._room_for(record_size(draft.blen))
         base = self.next_seq if is_put else draft.base
-        header = self._header(draft, base, file.end)
-        file.append([encode_header(header, file.info.salt), *draft.parts])
-        self._wrote(file, header, is_put)
-        if draft.type in _HOLDS_MESSAGES and file.info.index is not None:
-            file.info.index.append(header.pos, base, draft.count)
-        return Placed(file.info, header.pos, header.rno, base)
+        info, pos, rno, count = file.info, file.end, self._next_rno, draft.count
+        time = self._files.wall_ns()
+        if time < self._last_time:
+            time = self._last_time
+        self._last_time = time
+        kind, flags, small, _, _, aux, parts, blen, bcrc = draft
+        fields = (kind, flags, small, count, pos, rno, base, time, self._lease.epoch, blen, bcrc, aux)
+        file.append((pack_header(fields, info.salt), *parts), RECORD_HEADER_SIZE + blen)
+        info.last_rno, info.last_time = rno, time
+        self._next_rno = rno + 1
+        if is_put:
+            info.messages += count
+            self.next_seq = info.next_seq = base + count
+        self._commit.wrote(rno, file.handle)
+        if info.index is not None and kind in _HOLDS_MESSAGES:
+            info.index.append(pos, base, count)
+        return Placed(info, pos, rno, base)
 
     def _header(self, draft: Draft, base: int, pos: int) -> RecordHeader:
         self._last_time = max(self._last_time, self._files.wall_ns())
@@ -272,14 +290,10 @@ class LogWriter:
             draft.aux,
         )
 
-    def _wrote(self, file: SegmentFile, header: RecordHeader, is_put: bool) -> None:
-        info = file.info
-        info.last_rno = header.rno
-        info.last_time = header.time
+    def _wrote(self, file: SegmentFile, header: RecordHeader) -> None:
+        file.info.last_rno = header.rno
+        file.info.last_time = header.time
         self._next_rno = header.rno + 1
-        if is_put:
-            info.messages += header.count
-            self.next_seq = info.next_seq = header.base + header.count
         self._commit.wrote(header.rno, file.handle)
 
     def _room_for(self, size: int) -> SegmentFile:
@@ -312,8 +326,8 @@ class LogWriter:
 
     def _write_plain(self, file: SegmentFile, kind: RecordType, body: bytes, count: int) -> None:
         header = self._header(_plain(kind, body, count), self.next_seq, file.end)
-        file.append([encode_header(header, file.info.salt), body])
-        self._wrote(file, header, False)
+        file.append((encode_header(header, file.info.salt), body), RECORD_HEADER_SIZE + len(body))
+        self._wrote(file, header)
 
     def _begin_segment(self, rows: Sequence[SealedSegment] | None = None) -> None:
         """A new file; with `rows` it begins with EPOCH. The old one is durable and sealed, or in `rows`."""
@@ -338,7 +352,7 @@ class LogWriter:
         )
         old, self._file = self._file, made
         if header is not None:
-            self._wrote(made, header, False)
+            self._wrote(made, header)
             self._unsealed = []
         self._commit.began(self._next_rno - 1, made.handle)
         if old is not None:

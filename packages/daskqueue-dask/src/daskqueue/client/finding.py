@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from daskqueue.client.futures import FoundFuture, FutureSink
 from daskqueue.client.naming import Named, parse_key
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from daskqueue.client.pool_connection import PoolConnection
 
 __all__ = ["Finder"]
+
+ASKED_AT_ONCE: Final = 32
+"""Each is a connection: thousands at once would keep the host of a queue from answering any before its time is over."""
 
 
 class _Asked(NamedTuple):
@@ -94,7 +97,10 @@ class Finder:
 
     async def ended(self, keys: Sequence[str]) -> list[FoundFuture]:
         """Futures of those tasks that have ended, in order; nobody waits for the others."""
-        found = await asyncio.gather(*(self._ask(key, parse_key(key)) for key in keys))
+        found: list[FoundFuture | None] = []
+        for at in range(0, len(keys), ASKED_AT_ONCE):
+            some = keys[at : at + ASKED_AT_ONCE]
+            found += await asyncio.gather(*(self._ask(key, parse_key(key)) for key in some))
         futures = [future for future in found if future is not None]
         for index in {self._asked[future.number].queue for future in futures if future.number in self._asked}:
             await self._connection.collector.collect(index)

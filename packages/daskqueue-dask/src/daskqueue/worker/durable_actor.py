@@ -9,7 +9,8 @@ Invariants:
   every operation's glance is taken after it and heard after that, so a change is in the one or wakes by the other.
 - An operation that was begun is ended. A lease whose caller is gone by then goes back, unless its request came again:
   then the grant is the later caller's.
-- Leases that wait are granted by one at a time, in order. Time passes in one thread at a time.
+- Puts are recorded in the order they came, and wait for the disk together. Leases that wait are granted one at a time,
+  in order. Time passes in one thread at a time.
 - A queue that somebody else has taken over, or whose disk failed, is over: everybody hears `QueueOver`, the host too.
 """
 
@@ -27,13 +28,13 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from daskqueue.worker.hosted_queue import Glance, HostedQueue
 from daskqueue.worker.queue_actor import HEARTBEAT_S, QueueActor
-from daskqueue.worker.queue_threads import Job, QueueThreads
-from daskqueue.worker.waiting import LeaseRequest, resolve
+from daskqueue.worker.queue_threads import Job, Lane, QueueThreads
+from daskqueue.worker.waiting import Alive, LeaseRequest, resolve
 from daskqueue_core.batch import Batch, Kind
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.joining import JoinState
-from daskqueue_core.outcomes import Cursor, Outcomes
-from daskqueue_core.queue import Accepted, Full, Lease, PutAnswer
+from daskqueue_core.outcomes import Cursor, Outcomes, Report
+from daskqueue_core.queue import DEFAULT_TTL, Accepted, Demand, Full, Lease, PutAnswer
 from daskqueue_storage.errors import ClosedError, DiskFullError, FencedError, WriterFailedError
 
 __all__ = ["DurableActor", "QueueOver"]
@@ -122,6 +123,8 @@ class DurableActor(QueueActor):
         self._again = False  # since the parked requests were tried last, something happened
         self._granting: asyncio.Task[None] | None = None
         self._putting: dict[tuple[int, int], asyncio.Future[None]] = {}  # puts in a thread
+        self._puts = Lane()  # in the order they came: else most would be early, and share no sync
+        queue.on_put_recorded = self._puts.leave
         self._asked: dict[tuple[str, int], LeaseRequest] = {}  # the last caller of each request, in order
         self._arm()
 
@@ -134,12 +137,13 @@ class DurableActor(QueueActor):
         room: bool = True,
         is_grant: bool = False,
         after: Callable[[], None] | None = None,
+        lane: Lane | None = None,
         closing: bool = False,
     ) -> _Operation[T]:
         if self._closed and not closing:
             raise self._gone()
         operation = _Operation(self, do, room, is_grant, after)
-        self._threads.start(operation)
+        self._threads.start(operation, lane)
         return operation
 
     async def _call(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -213,7 +217,8 @@ class DurableActor(QueueActor):
                 del self._putting[key]
                 resolve(ended)
 
-        put = self._start(partial(self.queue.admit, batches, producer=producer, number=number), room=False, after=after)
+        ask = partial(self.queue.admit, batches, producer=producer, number=number)
+        put = self._start(partial(self._puts.through, ask), room=False, after=after, lane=self._puts)
         await put.waiter
         try:
             return put.result()
@@ -229,9 +234,14 @@ class DurableActor(QueueActor):
         self, client: int, cursor: Cursor | None = None, wait: float = 0.0, limit_bytes: int | None = None
     ) -> Outcomes:
         """As `QueueActor.poll`."""
+        limit = () if limit_bytes is None else (limit_bytes,)
         self._watch(client, 1)  # first: news may come while we ask
         try:
-            answer = await super().poll(client, cursor, wait, limit_bytes)
+            answer = await self._do(self.queue.poll, client, cursor, *limit)
+            if not answer.outcomes and wait > 0:
+                await self._await_news(client, wait)
+                if not self._closed:
+                    answer = await self._call(self.queue.poll, client, cursor, *limit)
         finally:
             self._watch(client, -1)
         if not answer.outcomes:
@@ -246,7 +256,26 @@ class DurableActor(QueueActor):
 
     # -- consumer
 
-    async def _lease_now(self, asked: LeaseRequest) -> Lease | None:
+    async def lease(
+        self,
+        limit: int,
+        *,
+        owner: str = "local",
+        request: int = 0,
+        ttl: int = DEFAULT_TTL,
+        demand: Demand | None = None,
+        once: bool = False,
+        suspects: bool = True,
+        wait: float = 0.0,
+        alive: Alive | None = None,
+        near: bool = False,
+    ) -> Lease | None:
+        """As `QueueActor.lease`."""
+        self._heard_of(owner)
+        if alive is not None and not alive():
+            return None
+        terms = {"owner": owner, "request": request, "ttl": ttl, "demand": demand, "once": once}
+        asked = LeaseRequest(limit, suspects, near, alive, terms)
         self._remember(asked)
         grant = self._start(self._try(asked), room=False)
         try:
@@ -255,16 +284,21 @@ class DurableActor(QueueActor):
             grant.leave_to(partial(self._give_back, asked))
             raise
         lease = grant.result()
-        if lease is not None and asked.alive is not None and not asked.alive():
+        if lease is not None and alive is not None and not alive():
             self._give_back(asked, lease)
             return None
-        return lease
+        if lease is not None or wait <= 0 or self._closed:
+            return lease
+        self._park(asked)
+        self._wake_all()  # something may have become ready while we were answered
+        try:
+            return await self._await_grant(asked, wait)
+        except asyncio.CancelledError:
+            self._unheard(asked)
+            raise
 
     def _try(self, asked: LeaseRequest) -> Try:
         return partial(self.queue.lease, asked.limit, suspects=self._takes_suspects(asked), **asked.terms)
-
-    def _look_again(self) -> None:
-        self._wake_all()
 
     def _wake_all(self) -> None:
         self._again = True
@@ -313,6 +347,7 @@ class DurableActor(QueueActor):
             self._parked.remove(asked)
 
     def _unheard(self, asked: LeaseRequest) -> None:
+        """A caller went; perhaps it had just been granted something."""
         answer = asked.answer
         if answer.cancelled() or not answer.done() or answer.exception() is not None:
             return
@@ -333,6 +368,10 @@ class DurableActor(QueueActor):
         key = asked.terms["owner"], asked.terms["request"]
         if lease is not None and (not key[1] or self._asked.get(key) is asked):
             self._start(partial(self.queue.release, lease), closing=True)
+
+    async def settle(self, lease: int, reports: Sequence[Report]) -> int:
+        """As `QueueActor.settle`."""
+        return await self._do(self.queue.settle, lease, reports)
 
     # -- the cluster
 

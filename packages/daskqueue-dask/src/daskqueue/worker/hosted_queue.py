@@ -9,13 +9,13 @@ Not here: who waits (`queue_actor`), and threads (`durable_actor`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from daskqueue_core.batch import Kind
 from daskqueue_core.contents import Ride
 from daskqueue_core.dead_letters import DeadLetter
-from daskqueue_core.events import Event
+from daskqueue_core.events import Event, Put
 from daskqueue_core.names import TaskName
 from daskqueue_core.outcomes import Cursor, Outcome, Outcomes
 from daskqueue_core.protocols import REPLY_BYTES
@@ -42,6 +42,9 @@ class HostedQueue(DurableQueue):
 
     _last: Placed | None = None  # what was recorded last of all that must last
 
+    on_put_recorded: Callable[[], None] = staticmethod(lambda: None)
+    """Called in the thread of a put before it waits for the disk: the next may be recorded."""
+
     def glance(self, clients: Collection[int]) -> Glance:
         """How it stands. Raises `FencedError` if somebody else has the directory, whoever finds out."""
         with self._operation():
@@ -61,6 +64,10 @@ class HostedQueue(DurableQueue):
         super()._record(event, ride)
         if self._owed is not None:
             self._last = self._owed
+
+    def _commit(self, event: Put) -> None:
+        self.on_put_recorded()
+        super()._commit(event)
 
     def _owe_what_is_told(self) -> None:
         """What is read now is told when it is safe: this costs nothing once it is."""

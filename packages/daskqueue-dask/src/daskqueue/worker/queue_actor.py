@@ -116,7 +116,7 @@ class QueueActor(QueueAdministration):
         return answer
 
     async def _admit(self, batches: Sequence[Batch], producer: int | None, number: int) -> PutAnswer:
-        return await self._call(self.queue.admit, batches, producer=producer, number=number)
+        return self.queue.admit(batches, producer=producer, number=number)
 
     async def _await_turn(self, batches: Sequence[Batch], producer: int, number: int) -> PutAnswer:
         """Admit after the puts that this one overtook, if they come in time. They may have come just now."""
@@ -169,12 +169,18 @@ class QueueActor(QueueAdministration):
     ) -> Outcomes:
         """The outcomes of `client` after `cursor`; waits up to `wait` seconds for the first."""
         limit = () if limit_bytes is None else (limit_bytes,)
-        answer = await self._do(self.queue.poll, client, cursor, *limit)  # what was acknowledged made room
-        if answer.outcomes or wait <= 0:
-            return answer
+        answer = self.queue.poll(client, cursor, *limit)
+        self._wake()  # what was acknowledged made room
+        if not answer.outcomes and wait > 0:
+            await self._await_news(client, wait)
+            answer = self.queue.poll(client, cursor, *limit)
+        return answer
+
+    async def _await_news(self, client: int, wait: float) -> None:
+        """Wait up to `wait` seconds until `client` has something to read. Its older poll waits no more."""
         older = self._polls.pop(client, None)
-        if older is not None and not older.done():
-            older.set_result(None)
+        if older is not None:
+            resolve(older)
         news = self._polls[client] = asyncio.get_running_loop().create_future()
         try:
             if not self._has_news(client):  # some may have come while we were answered
@@ -182,7 +188,6 @@ class QueueActor(QueueAdministration):
         finally:
             if self._polls.get(client) is news:
                 del self._polls[client]
-        return answer if self._closed else await self._call(self.queue.poll, client, cursor, *limit)
 
     # -- consumer
 
@@ -206,38 +211,38 @@ class QueueActor(QueueAdministration):
         very process, are served first: that saves two messages on the way of a task when the cluster is idle. But what
         may kill its worker goes to others, if there are any: here it would take the queue along, and the count.
         """
+        self._heard_of(owner)
+        if alive is not None and not alive():
+            return None
+        lease = self.queue.lease(
+            limit, owner=owner, request=request, ttl=ttl, demand=demand, once=once,
+            suspects=suspects and not (near and self._others_serve(owner)),
+        )  # fmt: skip
+        if lease is not None:
+            self._arm()
+        if lease is not None or wait <= 0:
+            return lease
+        terms = {"owner": owner, "request": request, "ttl": ttl, "demand": demand, "once": once}
+        asked = self._park(LeaseRequest(limit, suspects, near, alive, terms))
+        return await self._await_grant(asked, wait)
+
+    def _heard_of(self, owner: str) -> None:
         self._asked_at[owner] = asyncio.get_running_loop().time()
         if self._is_again and not self._alone_from:
             self._alone_from = self._wake_after(RESTART_S)
 
-        if alive is not None and not alive():
-            return None
-        terms = {"owner": owner, "request": request, "ttl": ttl, "demand": demand, "once": once}
-        asked = LeaseRequest(limit, suspects, near, alive, terms)
-        lease = await self._lease_now(asked)
-        if lease is not None or wait <= 0:
-            return lease
+    def _park(self, asked: LeaseRequest) -> LeaseRequest:
         asked.answer = asyncio.get_running_loop().create_future()
-        (self._parked.appendleft if near else self._parked.append)(asked)
-        self._look_again()
+        (self._parked.appendleft if asked.near else self._parked.append)(asked)
+        return asked
+
+    async def _await_grant(self, asked: LeaseRequest, wait: float) -> Lease | None:
+        """Wait up to `wait` seconds."""
         try:
             return await wait_for(asked.answer, wait)
-        except asyncio.CancelledError:
-            self._unheard(asked)
-            raise
         finally:
             if asked in self._parked:
                 self._parked.remove(asked)
-
-    async def _lease_now(self, asked: LeaseRequest) -> Lease | None:
-        """What can be leased now."""
-        return self._grant(asked)
-
-    def _look_again(self) -> None:
-        """A request was parked: something may have become ready since it was answered. Not in one step."""
-
-    def _unheard(self, asked: LeaseRequest) -> None:
-        """A caller went, perhaps with a grant on its way. The next heartbeat of its owner says that it is not held."""
 
     def _takes_suspects(self, asked: LeaseRequest) -> bool:
         return asked.suspects and not (asked.near and self._others_serve(asked.terms["owner"]))
@@ -270,7 +275,9 @@ class QueueActor(QueueAdministration):
 
     async def settle(self, lease: int, reports: Sequence[Report]) -> int:
         """Take the outcomes of messages that ran."""
-        return await self._do(self.queue.settle, lease, reports)
+        news = self.queue.settle(lease, reports)
+        self._wake()
+        return news
 
     async def release(self, lease: int | Lease, runs: Sequence[Run] | None = None) -> int:
         """The owner gives these back, not started (default: all it holds)."""

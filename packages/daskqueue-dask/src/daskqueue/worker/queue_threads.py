@@ -18,7 +18,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Job", "QueueThreads", "in_thread"]
+__all__ = ["Job", "Lane", "QueueThreads", "in_thread"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,43 @@ class Job(Generic[T]):
         return self.value
 
 
+class Lane:
+    """Operations that begin one after the other, in the order of their calls, and end beside each other.
+
+    The threads that wake together do not run in order: so a thread does not bring an operation, it takes the next one.
+    """
+
+    def __init__(self) -> None:
+        self._next: SimpleQueue[Job[Any]] = SimpleQueue()
+        self._entry = threading.Lock()
+        self._inside = 0
+
+    def add(self, job: Job[Any]) -> None:
+        """On the event loop."""
+        self._next.put(job)
+
+    def run(self) -> Job[Any]:
+        """In a thread: the next one, when the one before it lets it."""
+        self._entry.acquire()
+        self._inside = threading.get_ident()
+        job = self._next.get()
+        job.run()
+        return job
+
+    def through(self, do: Callable[[], T]) -> T:
+        """What an operation of this lane does: the next may begin when it is done, or `leave`s before."""
+        try:
+            return do()
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """The next may begin, if this thread holds it up."""
+        if self._inside == threading.get_ident():
+            self._inside = 0
+            self._entry.release()
+
+
 class QueueThreads:
     """At most `size` threads, begun when they are needed. To be used from one event loop."""
 
@@ -75,7 +112,7 @@ class QueueThreads:
         self._name = name
         self._size = size
         self._loop = asyncio.get_running_loop()
-        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job[Any] | Lane | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._ended: list[Job[Any]] = []
         self._lock = threading.Lock()  # of what has ended and was not told
@@ -83,14 +120,16 @@ class QueueThreads:
         """Jobs that were started and of which the event loop has not heard the end."""
         self._quiet: list[asyncio.Future[None]] = []
 
-    def start(self, job: Job[Any]) -> None:
-        """Run it when a thread is free, in the order of the calls."""
+    def start(self, job: Job[Any], lane: Lane | None = None) -> None:
+        """Run it when a thread is free, and when it is its turn in `lane`."""
         self.running += 1
         if self.running > len(self._threads) and len(self._threads) < self._size:
             thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self._jobs.put(job)
+        if lane is not None:
+            lane.add(job)
+        self._jobs.put(job if lane is None else lane)
 
     async def wait_idle(self) -> None:
         """Return when no job is running."""
@@ -105,12 +144,16 @@ class QueueThreads:
             self._jobs.put(None)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job.run()
+        while (todo := self._jobs.get()) is not None:
+            if isinstance(todo, Lane):
+                job = todo.run()
+            else:
+                job = todo
+                job.run()
             with self._lock:
                 self._ended.append(job)
                 is_first = len(self._ended) == 1
-            del job  # or it would be kept until the next
+            del job, todo  # or it would be kept until the next
             if is_first:
                 with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to tell
                     self._loop.call_soon_threadsafe(self._tell)

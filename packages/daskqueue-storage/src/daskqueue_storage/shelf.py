@@ -1,0 +1,166 @@
+"""The LogSegments of a queue as its entries see them: reads records, and counts what is needed of each segment.
+
+`Place` says where a record is; `Absent` stands for bytes by their number. Not here: who needs what (`keydir`).
+
+Invariants: `live_bytes` of a segment is the sum of the records in it that somebody holds. What is read was verified at
+this very reading.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final, NamedTuple, cast
+from zlib import crc32
+
+from daskqueue_core.batch import Batch
+from daskqueue_storage.errors import DamagedRecord
+from daskqueue_storage.files import Files, read_or_zeros
+from daskqueue_storage.format import RECORD_HEADER_SIZE, RecordHeader, decode_header, record_size
+from daskqueue_storage.report import Damage
+from daskqueue_storage.segment import SegmentInfo
+
+__all__ = ["Absent", "Place", "Shelf", "slim"]
+
+_HANDLES: Final = 32
+_INTERNED: Final = 256
+
+
+class Absent:
+    """Bytes that are not here, by their number."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Place(NamedTuple):
+    """Where a record is."""
+
+    segment: SegmentInfo
+    pos: int
+    blen: int  # bytes of its body
+
+    @property
+    def size(self) -> int:
+        """Of the whole record."""
+        return record_size(self.blen)
+
+
+def slim(batch: Batch, body: int, lengths: int) -> Batch:
+    """The batch without its payload, of which only the sizes are known."""
+    absent = cast(Any, Absent)
+    return batch._replace(body=absent(body), lengths=absent(lengths) if lengths else b"", ready_ats=b"")
+
+
+class Shelf:
+    """The LogSegments of a queue: reads records, counts what is needed of each segment. The queue's turn guards it."""
+
+    def __init__(self, files: Files, root: str, on_damage: list[Damage]) -> None:
+        self._files = files
+        self._root = root
+        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._last: tuple[Place, RecordHeader, bytes] | None = None
+        self._interned: dict[object, object] = {}
+        self.damaged = on_damage
+        self.segments: list[SegmentInfo] = []  # ascending
+        self.live_bytes: dict[int, int] = {}  # by segment number
+        self.live = 0  # all of it
+        self.freed = 0  # since somebody set it to 0
+
+    def add(self, info: SegmentInfo) -> None:
+        """One more, behind all others. Where its messages are is known to the entries."""
+        info.index = None
+        self.segments.append(info)
+        self.live_bytes.setdefault(info.segno, 0)
+
+    def drop(self, count: int) -> None:
+        """The first `count` are gone."""
+        for info in self.segments[:count]:
+            self.live -= self.live_bytes.pop(info.segno, 0)
+            handle = self._handles.pop(info.path, None)
+            if handle is not None:
+                self._files.close(handle)
+        del self.segments[:count]
+        self._last = None
+
+    def hold(self, place: Place) -> None:
+        """Somebody needs that record."""
+        self.hold_bytes(place.segment, record_size(place.blen))
+
+    def hold_bytes(self, segment: SegmentInfo, size: int) -> None:
+        """Somebody needs records of that size in a segment."""
+        self.live_bytes[segment.segno] = self.live_bytes.get(segment.segno, 0) + size
+        self.live += size
+
+    def release(self, place: Place) -> None:
+        """Nobody needs it any more."""
+        self.release_bytes(place.segment, record_size(place.blen))
+
+    def release_bytes(self, segment: SegmentInfo, size: int) -> None:
+        """Nobody needs records of that size any more."""
+        if segment.segno in self.live_bytes:
+            self.live_bytes[segment.segno] -= size
+            self.live -= size
+            self.freed += size
+
+    def read(self, place: Place, base: int, count: int) -> tuple[RecordHeader, bytes]:
+        """A record, verified; `DamagedRecord` if it does not."""
+        last = self._last
+        if last is not None and last[0] == place:
+            return last[1:]
+        data = self.bytes_at(place.segment, place.pos, RECORD_HEADER_SIZE + place.blen)
+        header = decode_header(data, 0, place.pos, place.segment.salt)
+        if header is not None:
+            body = data[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + header.blen]
+            if len(body) == header.blen and crc32(body) == header.bcrc:
+                self._last = place, header, body
+                return header, body
+        raise self.damage(place, base, count)
+
+    def bytes_at(self, segment: SegmentInfo, pos: int, size: int) -> bytes:
+        """Bytes of a segment, not verified; none if it is gone."""
+        try:
+            return read_or_zeros(self._files, self._handle(segment.path), size, pos)
+        except FileNotFoundError:
+            return b""
+
+    def damage(self, place: Place, base: int, count: int) -> DamagedRecord:
+        """The record of these messages does not verify: noted, and to be raised."""
+        path = place.segment.path
+        damage = Damage(path, place.pos, place.pos + place.size, 1)
+        if damage not in self.damaged:
+            self.damaged.append(damage)
+        return DamagedRecord(path, place.pos, base, base + count)
+
+    def intern(self, batch: Batch) -> Batch:
+        """The batch with what it has in common with others as the same objects."""
+        if len(self._interned) > _INTERNED:
+            self._interned.clear()
+        once = self._interned.setdefault
+        return batch._replace(
+            shared=once(batch.shared, batch.shared),  # type: ignore[arg-type]  # what went in comes out
+            function=once(batch.function, batch.function),  # type: ignore[arg-type]
+            control=once(batch.control, batch.control),  # type: ignore[arg-type]
+            tags=once(batch.tags, batch.tags),  # type: ignore[arg-type]
+        )
+
+    def close(self) -> None:
+        """Let go of all files."""
+        for handle in self._handles.values():
+            self._files.close(handle)
+        self._handles.clear()
+        self._last = None
+
+    def _handle(self, path: str) -> int:
+        handle = self._handles.get(path)
+        if handle is None:
+            handle = self._handles[path] = self._files.open(path)
+            if len(self._handles) > _HANDLES:
+                self._files.close(self._handles.popitem(last=False)[1])
+        else:
+            self._handles.move_to_end(path)
+        return handle

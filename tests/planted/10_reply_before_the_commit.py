@@ -1,0 +1,21 @@
+"""A put, and a report of results, return before they are durable."""
+
+FIRST = "test_durable_crashes.py"
+EDITS = [
+    (
+        "queue.py",
+        """\
+            with self._turn.away():
+                self._store.log.commit(placed)
+""",
+        "            pass\n",
+    ),
+    (
+        "queue.py",
+        """\
+        if owed is not None:
+            queue._store.index.commit(owed)
+""",
+        "",
+    ),
+]

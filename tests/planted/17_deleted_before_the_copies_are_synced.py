@@ -1,0 +1,13 @@
+"""A segment goes as soon as what is needed of it was copied."""
+
+FIRST = "test_queue.py"
+EDITS = [
+    (
+        "queue.py",
+        "            copied += moved\n",
+        """\
+            copied += moved
+            self._store.files.unlink(info.path)
+""",
+    ),
+]

@@ -1,0 +1,10 @@
+"""After a kill, a batch that was copied is looked for at its old place."""
+
+FIRST = "test_queue.py"
+EDITS = [
+    (
+        "queue.py",
+        "moved.get(base, place)",
+        "place",
+    ),
+]
