@@ -118,7 +118,7 @@ def properties(session: nox.Session) -> None:
 
 @nox.session
 def storage_full(session: nox.Session) -> None:
-    """The store's tests at length: tens of thousands of crash states, hundreds of kills, every bit. 20 minutes."""
+    """The store's tests at length: tens of thousands of crash states, hundreds of kills, every bit. 30 minutes."""
     install_editable(session)
     command = ("pytest", "tests/storage", "--timeout=1800", "--durations=10", *session.posargs)
     session.run(*command, env={"DASKQUEUE_STORAGE_ROUNDS": "35", "HYPOTHESIS_PROFILE": "properties"})

@@ -292,3 +292,17 @@ def test_a_copy_of_a_known_one_is_no_new_message() -> None:
         assert again._ledger.dropped == 0
         assert all(place.segment.path != first for _, _, place in again._payloads.needed())
         assert leased(again) == {at: b"%d" % at for at in range(30)}
+
+
+def test_after_a_close_no_message_is_read() -> None:
+    """The snapshot knows them all: opening takes no time for them, and damage is found when it matters."""
+    files = SimFiles()
+    with opened(files) as queue:
+        for at in range(5):
+            queue.put(b"message %d" % at)
+    [(path, data)] = [item for item in files.tree().items() if item[0].endswith(".log")]
+    files.edit(path, data.replace(b"message 2", b"massage 2"))
+    with opened(files) as again:
+        assert again.report.whole
+        assert leased(again) == {at: b"message %d" % at for at in range(5) if at != 2}
+        assert [letter.seq for letter in again.dead_letters()] == [2]

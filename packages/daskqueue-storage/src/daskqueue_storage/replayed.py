@@ -74,6 +74,7 @@ def cut(info: SegmentInfo, valid: int, last_rno: int) -> SegmentInfo:
     """A segment as it was when it ended at `valid`."""
     shorter = copy(info)
     shorter.valid, shorter.last_rno, shorter.index = valid, last_rno, None
+    shorter.closed = info.closed and last_rno == info.last_rno
     return shorter
 
 

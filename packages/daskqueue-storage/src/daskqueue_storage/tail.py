@@ -87,7 +87,7 @@ def found_puts(
     copies: dict[int, tuple[PutRecord, Place]] = {}
     group: list[tuple[PutRecord, Place]] = []
     for info in segments:
-        if info.last_rno < covered:
+        if info.last_rno < covered + info.closed:  # its CLOSE is the one record that a last snapshot cannot know
             continue
         like: _Like | None = None
         for header, body in records(info):
