@@ -170,9 +170,13 @@ class Leasing:
         return ask.task
 
     def _request_ended(self, ask: _Ask, task: asyncio.Task[bool]) -> None:
-        if task.cancelled() and not ask.begun:  # cancelled before its first step: nobody has cleaned up
+        if not task.cancelled():
+            return
+        if not ask.begun:  # cancelled before its first step: nobody has cleaned up
             self._forget(ask)
             self._give_up(ask)
+        # That may have taken its time, if the host does not answer; who wanted to ask meanwhile found a request open.
+        asyncio.get_running_loop().call_soon(self._actor.pump)
 
     def _forget(self, ask: _Ask) -> None:
         if self._requests.get(ask.index) is ask:
