@@ -20,7 +20,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
@@ -31,6 +30,8 @@ import dask
 import pytest
 from distributed import Client, LocalCluster
 from distributed.utils import get_mp_context
+
+from daskqueue.testing import Oracle
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -72,32 +73,6 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE_S) -> Any
 def eventually() -> Callable[..., Any]:
     """`eventually(condition, timeout=60)`."""
     return wait_until
-
-
-class Oracle:
-    """A file that counts executions: one O_APPEND write a line, which no kill can tear. Travels to the workers."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def mark(self, text: object) -> None:
-        """Append a line."""
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        try:
-            os.write(file, f"{text}\n".encode())
-        finally:
-            os.close(file)
-
-    def lines(self) -> list[str]:
-        """All lines so far."""
-        try:
-            return Path(self.path).read_text().splitlines()
-        except FileNotFoundError:
-            return []
-
-    def counts(self) -> Counter[str]:
-        """How often each line was written."""
-        return Counter(self.lines())
 
 
 @pytest.fixture

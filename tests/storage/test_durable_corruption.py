@@ -89,7 +89,7 @@ def test_every_flip(part: str, rounds: int) -> None:
         if not path.endswith(part):
             continue
         whole = len(data) if part != "idx" else 300
-        bits = range(0, 8 * len(data), 397 if part == "idx" else 101)
+        bits = range(0, 8 * len(data), 797 if part == "idx" else 203)
         if rounds > 1:
             bits = [*range(8 * whole), *range(8 * whole, 8 * len(data), 7)]
         for bit in bits:

@@ -176,7 +176,7 @@ def seeds_of(mode: str, rounds: int) -> range:
 def test_crash_at_every_operation(sync: str | float, rounds: int) -> None:
     """Nothing acknowledged is lost, nothing durably done is delivered again, nothing wrong is delivered."""
     total = operations(sync)
-    for at in range(1, total, 1 if rounds > 1 else 5 if sync == "batch" else 11):
+    for at in range(1, total, 1 if rounds > 1 else 11 if sync == "batch" else 19):
         files, trial = interrupted(at, sync)
         for mode in CRASH_MODES:
             for seed in seeds_of(mode, rounds):
@@ -204,7 +204,7 @@ def goes_on_after(survivor: SimFiles, trial: Trial, mode: str, sync: str | float
 def test_crash_again_during_recovery(rounds: int) -> None:
     """Recovery may be cut short, too, in another way than what it recovers from."""
     total = operations("batch")
-    for at in range(3, total, 5 if rounds > 1 else 41):
+    for at in range(3, total, 5 if rounds > 1 else 61):
         files, trial = interrupted(at, "batch")
         for second in range(1, 60, 1 if rounds > 1 else 5):
             survived = 0
@@ -254,7 +254,7 @@ def test_every_operation_fails_once(fault: str, rounds: int) -> None:
     """Declared errors only; a full disk changes nothing, a broken one needs another opening; then a power failure."""
     code, partial = FAULTS[fault]
     total, seen = operations("batch"), set()
-    for at in range(1, total, 1 if rounds > 1 else 11):
+    for at in range(1, total, 1 if rounds > 1 else 19):
         files, trial = SimFiles(seed=at), Trial()
         files.fail(at, code, partial=partial)
         for _ in range(2):

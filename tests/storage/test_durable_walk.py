@@ -689,5 +689,5 @@ def observed(queue: DurableQueue) -> dict[int, tuple[str, bytes]]:
 
 
 TestWalk = Walk.TestCase
-TestWalk.settings = settings(max_examples=settings().max_examples * 3 // 20, deadline=None)
+TestWalk.settings = settings(max_examples=settings().max_examples // 10, deadline=None)
 TestWalk.pytestmark = [pytest.mark.timeout(1800)]  # thousands of examples under the profile "properties"

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -194,4 +195,5 @@ class LogMachine(RuleBasedStateMachine):
 
 
 TestLogMachine = LogMachine.TestCase
+TestLogMachine.settings = settings(max_examples=settings().max_examples // 2, deadline=None)
 TestLogMachine.pytestmark = [pytest.mark.timeout(900)]  # thousands of examples under the profile "properties"

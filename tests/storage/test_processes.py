@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from daskqueue_storage.errors import LockedError
+from daskqueue_storage.errors import LockedError, UnsafeDirectory
 from daskqueue_storage.log import SegmentedLog
 from daskqueue_storage.verify import verify
 
@@ -219,22 +219,22 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else 
 OPENER = """
     import errno, os, sys
     from daskqueue_storage import SegmentedLog, verify  # before the user changes: the interpreter may be root's alone
-    if sys.argv[2] != "0":
-        os.setgid(int(sys.argv[2]))
-        os.setuid(int(sys.argv[2]))
-    shared, mode = sys.argv[3] == "shared", sys.argv[4]
-    try:
-        SegmentedLog(sys.argv[1], allow_shared=shared, mode=mode).close()
-        print("opened")
-    except Exception as problem:
-        print("EACCES" if getattr(problem, "errno", 0) == errno.EACCES else type(problem).__name__, problem)
+    os.setgid(65534)
+    os.setuid(65534)
+    for case in sys.argv[2:]:
+        shared, mode = case.split()
+        try:
+            SegmentedLog(sys.argv[1], allow_shared=shared == "shared", mode=mode).close()
+            print("opened")
+        except Exception as problem:
+            print("EACCES" if getattr(problem, "errno", 0) == errno.EACCES else type(problem).__name__)
 """
 
 
-def opened_by(path: Path, user: int, shared: str = "mine", mode: str = "rw") -> str:
-    """What a process of that user gets."""
-    said, _ = child(OPENER, path, user, shared, mode).communicate(timeout=60)
-    return said.split()[0]
+def nobody_gets(path: Path, *cases: str) -> list[str]:
+    """What a process of another user gets, one after the other: "mine" or "shared", and the mode."""
+    said, _ = child(OPENER, path, *cases).communicate(timeout=60)
+    return said.split()
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -250,22 +250,23 @@ def test_another_users_directory_is_refused(open_path: Path) -> None:
         log.append(b"private")
     assert stat.S_IMODE(ours.stat().st_mode) == 0o700
     before = contents(ours)
-    for mode in ("rw", "ro"):
-        assert opened_by(ours, 65534, mode=mode) == "UnsafeDirectory"
-        assert opened_by(ours, 65534, "shared", mode) == "EACCES"
-    assert opened_by(open_path / "new", 65534) == "EACCES"
+    cases = ("mine rw", "shared rw", "mine ro", "shared ro")
+    assert nobody_gets(ours, *cases) == ["UnsafeDirectory", "EACCES", "UnsafeDirectory", "EACCES"]
+    assert nobody_gets(open_path / "new", "mine rw") == ["EACCES"]
     assert not (open_path / "new").exists()
     ours.chmod(0o777)
     for mode in ("rw", "ro"):
-        assert opened_by(ours, 0, mode=mode) == "UnsafeDirectory"
+        with pytest.raises(UnsafeDirectory, match="written by others"):
+            SegmentedLog(ours, mode=mode)
     assert contents(ours) == before
-    assert opened_by(ours, 0, "shared") == "opened"
+    SegmentedLog(ours, allow_shared=True).close()
     theirs = open_path / "theirs"
     theirs.mkdir(0o700)
     os.chown(theirs, 65534, 65534)
-    assert opened_by(theirs, 65534) == "opened"
-    assert opened_by(theirs, 0) == "UnsafeDirectory"
-    assert opened_by(theirs, 0, "shared") == "opened"
+    assert nobody_gets(theirs, "mine rw") == ["opened"]
+    with pytest.raises(UnsafeDirectory, match="user 65534"):
+        SegmentedLog(theirs)
+    SegmentedLog(theirs, allow_shared=True).close()
 
 
 def test_the_soft_limit_of_files_is_enough(tmp_path: Path) -> None:

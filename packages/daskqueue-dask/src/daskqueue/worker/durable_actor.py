@@ -29,12 +29,12 @@ from typing import Any, Final, ParamSpec, TypeVar
 from daskqueue.worker.hosted_queue import Glance, HostedQueue
 from daskqueue.worker.queue_actor import HEARTBEAT_S, QueueActor
 from daskqueue.worker.queue_threads import Job, Lane, QueueThreads
-from daskqueue.worker.waiting import Alive, LeaseRequest, resolve
+from daskqueue.worker.waiting import LeaseRequest, resolve
 from daskqueue_core.batch import Batch, Kind
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.joining import JoinState
 from daskqueue_core.outcomes import Cursor, Outcomes, Report
-from daskqueue_core.queue import DEFAULT_TTL, Accepted, Demand, Full, Lease, PutAnswer
+from daskqueue_core.queue import Accepted, Full, Lease, PutAnswer
 from daskqueue_storage.errors import ClosedError, DiskFullError, FencedError, WriterFailedError
 
 __all__ = ["DurableActor", "QueueOver"]
@@ -256,26 +256,7 @@ class DurableActor(QueueActor):
 
     # -- consumer
 
-    async def lease(
-        self,
-        limit: int,
-        *,
-        owner: str = "local",
-        request: int = 0,
-        ttl: int = DEFAULT_TTL,
-        demand: Demand | None = None,
-        once: bool = False,
-        suspects: bool = True,
-        wait: float = 0.0,
-        alive: Alive | None = None,
-        near: bool = False,
-    ) -> Lease | None:
-        """As `QueueActor.lease`."""
-        self._heard_of(owner)
-        if alive is not None and not alive():
-            return None
-        terms = {"owner": owner, "request": request, "ttl": ttl, "demand": demand, "once": once}
-        asked = LeaseRequest(limit, suspects, near, alive, terms)
+    async def _lease(self, asked: LeaseRequest, wait: float) -> Lease | None:
         self._remember(asked)
         grant = self._start(self._try(asked), room=False)
         try:
@@ -284,7 +265,7 @@ class DurableActor(QueueActor):
             grant.leave_to(partial(self._give_back, asked))
             raise
         lease = grant.result()
-        if lease is not None and alive is not None and not alive():
+        if lease is not None and asked.alive is not None and not asked.alive():
             self._give_back(asked, lease)
             return None
         if lease is not None or wait <= 0 or self._closed:

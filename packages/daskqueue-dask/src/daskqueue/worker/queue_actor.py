@@ -214,17 +214,14 @@ class QueueActor(QueueAdministration):
         self._heard_of(owner)
         if alive is not None and not alive():
             return None
-        lease = self.queue.lease(
-            limit, owner=owner, request=request, ttl=ttl, demand=demand, once=once,
-            suspects=suspects and not (near and self._others_serve(owner)),
-        )  # fmt: skip
-        if lease is not None:
-            self._arm()
+        terms = {"owner": owner, "request": request, "ttl": ttl, "demand": demand, "once": once}
+        return await self._lease(LeaseRequest(limit, suspects, near, alive, terms), wait)
+
+    async def _lease(self, asked: LeaseRequest, wait: float) -> Lease | None:
+        lease = self._grant(asked)
         if lease is not None or wait <= 0:
             return lease
-        terms = {"owner": owner, "request": request, "ttl": ttl, "demand": demand, "once": once}
-        asked = self._park(LeaseRequest(limit, suspects, near, alive, terms))
-        return await self._await_grant(asked, wait)
+        return await self._await_grant(self._park(asked), wait)
 
     def _heard_of(self, owner: str) -> None:
         self._asked_at[owner] = asyncio.get_running_loop().time()
