@@ -1,9 +1,10 @@
 """The one way to call a queue: by name, failing fast, asking the directory again, repeating.
 
 Every operation is idempotent, so a call whose connection broke is simply repeated at the address the directory gives
-now. A call ends with an answer, with `QueueReplaced` when the queue it names is gone and another life of it took its
-place, with `PoolGone` when the pool is, with `SchedulerGone` when nobody can be asked any more, or, if its patience
-is limited, with `QueueUnavailable`: never with a dropped connection, and it never hangs on one.
+now; so is one whose host says nothing, once the directory has another (`silence`). A call ends with an answer, with
+`QueueReplaced` when the queue it names is gone and another life of it took its place, with `PoolGone` when the pool is,
+with `SchedulerGone` when nobody can be asked any more, or, if its patience is limited, with `QueueUnavailable`: never
+with a dropped connection, and it never hangs on one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from distributed.comm import Comm
 from distributed.core import ConnectionPool, send_recv
 
 from daskqueue.wire.operations import CODECS, ERROR, HANDLER, LOST, OK
+from daskqueue.wire.silence import Silences, Waiting
 from daskqueue_core.directory import Place, newest
 from daskqueue_core.errors import DaskQueueError, QueueUnavailable
 
@@ -23,6 +25,7 @@ __all__ = ["Link", "PoolGone", "QueueReplaced", "RemoteFailure", "Route", "Sched
 
 CONNECT_TIMEOUT_S: Final = 2.0
 CONNECT_NEWS_S: Final = 0.1
+ANSWER_S: Final = 2.0  # most answers take milliseconds; those of a call with a `wait` that much more
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 0.25
 
@@ -89,6 +92,7 @@ class Link:
         self._resolve = resolve
         self._local = local
         self._refreshing: dict[int, asyncio.Future[None]] = {}
+        self._silences = Silences()
 
     async def call(
         self,
@@ -140,9 +144,13 @@ class Link:
             return await handler(op, place.uuid, arguments)
         codec = CODECS[op]
         comm = await self._connect(route, index, place)
+        until = asyncio.get_running_loop().time() + ANSWER_S + arguments.get("wait", 0.0)
+        waiting = Waiting(lambda: self._refresh(route), lambda: route.places[index] == place, until)
+        self._silences.begin(comm, waiting)
         try:
             answer = await send_recv(comm, op=HANDLER, do=op, uuid=place.uuid, **codec.pack(arguments))
         finally:
+            self._silences.end(comm)
             self._connections.reuse(place.address, comm)
         if not isinstance(answer, (list, tuple)):  # a worker without our handler: it came or leaves
             raise OSError(f"unexpected answer {answer!r}")
