@@ -1,4 +1,4 @@
-"""Chaos: real processes get real signals while they work, and what each loss may do is what the promises say.
+"""Chaos: processes get real signals and lose connections while they work; what that may do is what the promises say.
 
 A round is a cluster of processes, a program with a client of its own that submits and listens, and a fault at a random
 moment. Three witnesses are outside of it: the executions (a line each, with the process and the time), what the program
@@ -9,7 +9,8 @@ has heard (a line an outcome), and what was accepted. Then, whatever happened:
 - what ran again ran before on a process that was killed, and its end had not been heard: never more than it had leased.
   On a transient pool also what was unfinished when its host was lost;
 - durable: all that was accepted was run, and is there by key, in the next cluster too;
-- nobody waits longer than ten times the goal: 1 s after a consumer, 5 s after a host.
+- nobody waits longer than ten times the goal: 1 s after a consumer, 5 s after a host, counted from when it is known;
+- where nobody was lost, but only time or connections, nothing runs again.
 
 Here one round of each row of the table, the quick ones by default. `DASKQUEUE_CHAOS_ROUNDS=500 pytest -m slow -s
 tests/dask/test_chaos.py` (the session `chaos`) draws so many, and prints what they showed; `DASKQUEUE_CHAOS_SEED=7`
@@ -43,6 +44,10 @@ LEASES = 3  # of a slot at one time: the one that runs, the next, and what was r
 ROUNDS = int(os.environ.get("DASKQUEUE_CHAOS_ROUNDS", "12"))
 SEED = os.environ.get("DASKQUEUE_CHAOS_SEED")
 LOST = ("scheduler", "everything")
+AT_A_POOL = ("consumer", "host", "both")
+ENDING = ("kill", "terminate")
+BY_PROXY = ("cut", "stall")
+SEEN_S = 25.0  # until Dask gives a process up that says nothing for ten seconds
 
 # Workers and clients give a dead scheduler up after 3 s instead of 30; nannies fork: seconds less a round.
 ENV = {
@@ -50,6 +55,7 @@ ENV = {
     "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "fork",
     "DASK_DASKQUEUE__CLIENT_GRACE": "1s",
 }
+WORKER_TTL = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s"}  # where processes hang
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,13 @@ class Plan:
 
     @property
     def deadline(self) -> float:
-        """Seconds in which it must have."""
-        return PATIENCE * self.goal
+        """Seconds in which it must have, counted from when it can be known."""
+        return PATIENCE * self.goal + {"freeze": 2.5, "stall": 2.5, "hang": SEEN_S}.get(self.how, 0.0)
+
+    @property
+    def ends(self) -> bool:
+        """Whether processes are lost; else only time is."""
+        return self.how in (*ENDING, "hang")
 
 
 def draw(seed: int) -> Plan:
@@ -86,14 +97,17 @@ def draw(seed: int) -> Plan:
     who = chance.choice(
         ["consumer", "consumer", "host", "host", "both", "workers", "scheduler", "programs", "everything"]
     )
-    how = chance.choice(["kill", "kill", "terminate", "freeze"])
+    ways = ["kill", "kill", "kill", "terminate", "freeze"]
+    if who in AT_A_POOL:
+        ways += ["cut", "stall", "hang"]
+    how = chance.choice(ways)
     return Plan(
         seed=seed,
         who=who,
         how=how,
         durable=chance.random() < 0.6,
         named=chance.random() < 0.5,
-        nanny=chance.random() < 0.4,
+        nanny=chance.random() < 0.4 and how not in BY_PROXY,
         n_queues=chance.choice([1, 1, 2]),
         tasks=chance.randrange(300, 2000),
         batch_size=chance.choice([None, 4, 16]),
@@ -212,18 +226,24 @@ def expect(plan: Plan, evidence: Evidence, at: float, dead: set[int], all_of: in
         heard_at, value = ends[0]
         if value == str(3 * n):
             late = [run for run in evidence.ran[n] if run[1] > heard_at]
-            if plan.how == "terminate" and any(pid in dead for pid, began in evidence.ran[n] if began <= heard_at):
+            if plan.how == "hang":  # it wakes up in the middle of a lease that others have worked off
+                late = [run for run in late if run[0] not in dead]
+            if plan.how in ("terminate", "hang") and any(
+                pid in dead for pid, began in evidence.ran[n] if began <= heard_at
+            ):
                 # what a leaving process had begun was leased again when its success came: that lease stands
                 late = [run for run in late if run[1] > heard_at + plan.deadline]
             assert not late, f"task {n} began at {late} after its outcome was heard at {heard_at}"
         else:
-            may_be_lost = plan.who in LOST and plan.how != "freeze"
+            may_be_lost = plan.who in LOST and plan.ends
             assert (may_be_lost, value) == (True, "QueueLost"), f"task {n} ended with {value}"
     again = {n: sorted(runs, key=lambda run: run[1]) for n, runs in evidence.ran.items() if len(runs) > 1}
     for n, runs in again.items():
         assert runs[-1][1] > at, f"task {n} ran twice before anything happened: {runs}"
         on_living = [pid for pid, _ in runs[:-1] if pid not in dead]
-        if on_living and not (not plan.durable and plan.who in ("host", "both", "workers") and plan.how != "freeze"):
+        if plan.how == "hang" and any(pid in dead for pid, _ in runs):
+            on_living = []  # it may have woken up and run it last
+        if on_living and not (not plan.durable and plan.who in ("host", "both", "workers") and plan.ends):
             pytest.fail(f"task {n} ran again, but it had run on {on_living}, which lived on; {dead} did not; {runs}")
     if plan.batch_size is not None and (plan.durable or plan.who == "consumer"):
         assert len(again) <= LEASES * plan.batch_size * len(dead), f"{len(again)} ran again: more than was leased"
@@ -231,7 +251,7 @@ def expect(plan: Plan, evidence: Evidence, at: float, dead: set[int], all_of: in
     findings = Findings(again=len(again), next_outcome=min(after) - at if after else None)
     findings.last_again = max((runs[-1][1] for runs in again.values()), default=at) - at if again else None
     if after and plan.who not in LOST:
-        assert min(after) - at < plan.deadline + (2.5 if plan.how == "freeze" else 0)
+        assert min(after) - at < plan.deadline
     return findings
 
 
@@ -245,7 +265,10 @@ def play(plan: Plan, folder: Path, nursery: Nursery, eventually: Callable[..., A
     chance = random.Random(plan.seed)
     workers = 2 if plan.nanny and plan.n_queues == 1 else 3  # one at least hosts no queue
     options: dict[str, Any] = {"nursery": nursery, "env": ENV}
-    with ProcessCluster(workers, nanny=plan.nanny, folder=folder / "cluster", **options) as cluster:
+    if plan.how == "hang":
+        options["env"] = {**ENV, **WORKER_TTL}
+    with ProcessCluster(0, nanny=plan.nanny, folder=folder / "cluster", **options) as cluster:
+        cluster.add(workers, proxy=plan.how in BY_PROXY)
         program = cluster.run(submit_all, plan, where, ran, heard)
         enough = int(plan.moment * plan.tasks)
 
@@ -258,12 +281,12 @@ def play(plan: Plan, folder: Path, nursery: Nursery, eventually: Callable[..., A
         index = chance.randrange(plan.n_queues)
         struck = eventually(lambda: cluster.find(plan.who, before.pool, index))
         dead, at = strike(plan, cluster, struck, chance)
-        if plan.how == "freeze":
+        if not plan.ends:
             dead = set()
         elif plan.who in ("both", "workers") and not (plan.nanny and plan.how == "kill"):
             cluster.add(2, wait=False)  # perhaps nobody is left
 
-        if plan.how == "freeze" or plan.who not in (*LOST, "programs"):
+        if not plan.ends or plan.who not in (*LOST, "programs"):
             code = program.wait(plan.deadline + 2 * PATIENCE * 5.0)
             assert code == 0, f"the program ended with {code}: {program.log}"
             evidence = Evidence.of(ran, heard)
@@ -311,16 +334,33 @@ def strike(plan: Plan, cluster: ProcessCluster, struck: list[Member], chance: ra
             member.kill(nanny=whole)
         elif plan.how == "terminate":
             member.terminate()
+        elif plan.how == "cut":
+            cluster.proxy_of(member).drop()
+        elif plan.how == "stall":
+            cluster.proxy_of(member).stall()
         else:
             member.freeze(nanny=whole)
-    if plan.how == "freeze":
+    if plan.how == "hang":
+        wait_until_given_up(cluster, struck)
+    if plan.how in ("freeze", "stall", "hang"):
         threading.Event().wait(chance.uniform(0.1, 2.0))
         for member in struck:
-            member.go_on(nanny=whole)
+            if plan.how == "stall":
+                cluster.proxy_of(member).restore()
+            else:
+                member.go_on(nanny=whole)
     if whole and plan.how == "terminate":
         for member in struck:
             assert member.wait(PATIENCE * 5.0) is not None, f"{member} does not end"
     return dead, at
+
+
+def wait_until_given_up(cluster: ProcessCluster, struck: list[Member]) -> None:
+    """Until Dask believes that they are dead."""
+    names, deadline = {member.name for member in struck}, time.monotonic() + PATIENCE * SEEN_S
+    while names & {str(worker["name"]) for worker in cluster.client.scheduler_info(n_workers=-1)["workers"].values()}:
+        assert time.monotonic() < deadline, f"{struck} are still members of the cluster"
+        threading.Event().wait(0.1)
 
 
 def client_lost(
@@ -371,11 +411,16 @@ ROWS = {
     "durable, everything is killed": Plan(6, "everything", "kill", True),
     "transient, a consumer is killed": Plan(7, "consumer", "kill", False),
     "transient, the host is killed": Plan(8, "host", "kill", False),
+    "durable, the connections of the host break": Plan(17, "host", "cut", True),
+    "transient, the connections of both stand still": Plan(18, "both", "stall", False),
 }
 # They wait for Dask to give a scheduler up, or for what hangs.
 LONG_ROWS = {
     "durable, the scheduler is killed": Plan(9, "scheduler", "kill", True),
     "durable, the host hangs for a while": Plan(10, "host", "freeze", True),
+    "durable, the host hangs and is given up": Plan(14, "host", "hang", True),
+    "transient, the host hangs and is given up": Plan(15, "host", "hang", False),
+    "durable, a consumer hangs and is given up": Plan(16, "consumer", "hang", True),
     "transient, the scheduler is killed": Plan(11, "scheduler", "kill", False),
     "transient, the client of a named pool is killed": Plan(12, "programs", "kill", False, named=True),
     "transient, the client of an unnamed pool is killed": Plan(13, "programs", "kill", False),
