@@ -208,6 +208,8 @@ def test_from_any_client(pool: QueuePool, other: Any) -> None:
         assert "truediv" in repr(found[1].exception(LIMIT).__cause__) or found[1].traceback
         assert found[2].result(LIMIT) == 0.125
         assert [future.attempts for future in found] == [1, 1, 1]
+        assert reader.results() == {futures[0].key: 0.25, "named": 0.125}
+        assert list(reader.failures()) == [futures[1].key]
     assert there.results(["named"]) == {"named": 0.125}
     assert there.results([futures[0].key, "named", "nobody"]) == {futures[0].key: 0.25, "named": 0.125}
     assert list(there.failures([futures[1].key, "named"])) == [futures[1].key]

@@ -77,8 +77,17 @@ class QueueAdministration(QueueContents):
         return self.forget(as_runs(sorted(self._seqs(names))))
 
     def read_kept(self, after: int = 0, limit_bytes: int = REPLY_BYTES) -> tuple[int, list[tuple[int, Outcome]]]:
-        """`(client, outcome)` of kept results; the number to go on with, -1 at the end."""
-        return self._kept.read(after, limit_bytes)
+        """`(client, outcome)` of kept results, with their explicit keys; the number to go on with, -1 at the end."""
+        after, outcomes = self._kept.read(after, limit_bytes)
+        if self._ledger.keys.key_of:
+            outcomes = [(client, self._named(client, outcome)) for client, outcome in outcomes]
+        return after, outcomes
+
+    def _named(self, client: int, outcome: Outcome) -> Outcome:
+        first, key_of = outcome.first + outcome.index, self._ledger.keys.key_of
+        seqs = [self._names.find(client, first + index) for index in range(outcome.count)]
+        keys = tuple([key_of.get(seq, "") if seq is not None else "" for seq in seqs])
+        return outcome._replace(keys=keys) if any(keys) else outcome
 
     # -- dead letters
 

@@ -87,6 +87,7 @@ class Outcome(NamedTuple):
     end: int = End.RUN
     attempts: bytes = b""  # a byte for each message from `index` on: attempts made; empty: 1 each
     life: int = 0  # how often it was requeued as a dead letter
+    keys: tuple[str, ...] = ()  # explicit ones from `index` on, "" for none; only for readers of what is kept
 
     @property
     def nbytes(self) -> int:

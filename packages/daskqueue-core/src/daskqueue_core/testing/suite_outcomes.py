@@ -261,6 +261,18 @@ class OutcomeRules(SuiteBase):
         assert (stats.acked, stats.failed) == (2, 1)
         assert stats.kept_bytes > 0
 
+    def test_kept_results_tell_their_keys(self) -> None:
+        """Readers know a task by its explicit key, whoever submitted it, also where it failed."""
+        self.admit(calls(0, 3, keep=Keep.KEEP, keys=("a", "b", "c")))
+        self.admit(calls(3, 1, keep=Keep.KEEP))
+        self.settle(self.lease(), Report(0, 3, b"values", (Failure(1, b"E", "Boom"),)), Report(3, 4, b"value"))
+        read = [outcome for _, outcome in self.queue.read_kept()[1]]
+        assert [(outcome.keys, outcome.runs) for outcome in read] == [
+            (("a", "b", "c"), ((0, 1), (2, 3))),
+            (("b",), ((0, 1),)),
+            ((), ((0, 1),)),
+        ]
+
     def test_kept_results_are_read_in_pages(self) -> None:
         """Each answer says where to go on, until -1."""
         self.admit(calls(0, 3, keep=Keep.KEEP))

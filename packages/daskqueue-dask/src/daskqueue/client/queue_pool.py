@@ -182,8 +182,7 @@ class QueuePool(TaskDoor):
     def results(self, keys: Iterable[str] | None = None, *, raise_on_error: bool = False) -> Any:
         """Values by key, in submission order for each client: of `submit` and `batch_submit` tasks that succeeded.
 
-        `raise_on_error`: raise the first failed task's exception instead of leaving it out. A task of another client
-        that has a key of its own is listed under it only if `keys` names it.
+        `raise_on_error`: raise the first failed task's exception instead of leaving it out.
         """
         return self._read(keys, partial(read_values, raise_on_error=raise_on_error))
 

@@ -36,17 +36,19 @@ class Kept(NamedTuple):
 
     def tasks(self) -> list[KeptTask]:
         """In order of submission for each client; of one key the last."""
-        found: dict[tuple[int, int], tuple[Piece, int]] = {}
+        found: dict[tuple[int, int], tuple[Piece, int, str]] = {}
         for client, outcome in self.outcomes:
             piece = Piece(outcome)
             for lo, hi in outcome.runs:
                 for index in range(lo, hi):
-                    found.setdefault((client, outcome.first + outcome.index + index), (piece, index))
+                    key = outcome.keys[index] if outcome.keys else ""
+                    found.setdefault((client, outcome.first + outcome.index + index), (piece, index, key))
         tasks: dict[str, KeptTask] = {}
         for client, number in sorted(found):
-            key = self.key_of(client, number) or task_key(client, number)
+            piece, index, key = found[client, number]
+            key = key or self.key_of(client, number) or task_key(client, number)
             if self.wanted is None or key in self.wanted:
-                tasks[key] = KeptTask(key, *found[client, number])
+                tasks[key] = KeptTask(key, piece, index)
         for future in self.found:
             if future._piece is not None:
                 tasks[future.key] = KeptTask(future.key, future._piece, future._index)
