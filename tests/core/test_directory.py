@@ -1,5 +1,6 @@
 """The directory: places, orders, what happens when workers and clients come and go."""
 
+import math
 import random
 from itertools import count
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from daskqueue_core.directory import (
     Consume,
+    ConsumersOf,
     Directory,
     Drop,
     Host,
@@ -405,6 +407,95 @@ def test_consumers_that_no_worker_can_run(directory: Directory) -> None:
         "k",
         "each",
     ]
+
+
+def began(directory: Directory, address: str, time_left: float, now: float = 0.0, id: str = "k") -> None:
+    """The consumers on a worker are set up."""
+    directory.consumers_began("p", id, address, time_left, now)
+
+
+def left(directory: Directory, address: str, id: str = "k") -> list[Any]:
+    """The consumers on a worker have stopped: its job ends soon."""
+    return list(directory.consumers_left("p", id, address))
+
+
+def test_consumers_leave_before_their_worker(directory: Directory) -> None:
+    """Others take their place, they do not come back, and hear of the end of their pool: some may still run."""
+    join(directory, A, B)
+    open_pool(directory)
+    consume(directory, 3)
+    assert counts(left(directory, A)) == {B: 3}
+    assert left(directory, A) == []
+    assert counts(join(directory, C)) == {B: 2, C: 1}
+    assert directory.pools["p"].consumers["k"].placed == {B: 2, C: 1}
+    assert directory.stop_consumers("p", "k", drain=True) == [
+        StopConsuming(B, "k", True),
+        StopConsuming(C, "k", True),
+        StopConsuming(A, "k", True),
+    ]
+
+
+def test_a_worker_that_was_left_comes_back(directory: Directory) -> None:
+    """In another life, which has another end."""
+    join(directory, A)
+    open_pool(directory)
+    consume(directory, None)
+    assert left(directory, A) == []
+    assert directory.served("p")[0].left == (A,)
+    directory.worker_left(A)
+    orders = directory.worker_joined(A, f"{A}#2", 2)
+    assert counts(orders) == {A: 1}
+    assert directory.served("p")[0].left == ()
+    assert directory.served("p")[0].time_left == math.inf
+
+
+def test_who_left_what(directory: Directory) -> None:
+    """Nothing is known of pools, consumers and workers that are gone."""
+    join(directory, A)
+    assert directory.consumers_left("p", "k", A) == []
+    directory.consumers_began("p", "k", A, 1.0, 0.0)
+    open_pool(directory)
+    consume(directory, 1)
+    assert left(directory, A, "other") == []
+    assert left(directory, B) == []
+    began(directory, B, 9.0)
+    assert directory.pools["p"].consumers["k"].ends == {}
+    left(directory, A)
+    assert directory.close("p")[0] == StopConsuming(A, "k", drain=False)
+
+
+def test_time_left(directory: Directory) -> None:
+    """That of the worker that lasts longest, of those that run some; and what others may have."""
+    join(directory, A, B)
+    open_pool(directory)
+    consume(directory, 2)
+    began(directory, A, 100.0, now=1000.0)
+    assert directory.served("p", 1000.0)[0].time_left == math.inf, "nothing is known of B"
+    began(directory, B, 50.0, now=1000.0)
+    (served,) = directory.served("p", 1060.0)
+    assert (served.running, served.time_left, served.longest) == (2, 40.0, 100.0)
+    left(directory, A)
+    (served,) = directory.served("p", 1060.0)
+    assert (served.running, served.time_left, served.left) == (2, -10.0, (A,))
+    assert served.serve(1, ()), "it still runs"
+    left(directory, B)
+    (served,) = directory.served("p", 1060.0)
+    assert (served.running, served.time_left, served.longest) == (0, 0.0, 100.0)
+
+
+def test_whom_work_is_for() -> None:
+    """Kind, tags and time must fit."""
+    some = ConsumersOf((1,), ("a",), 2, 0, 100.0, (), 500.0)
+    assert some.serve(1, ())
+    assert some.serve(1, ("a", "time>=100"))
+    assert not some.serve(0, ())
+    assert not some.serve(1, ("b",))
+    assert not some.serve(1, ("time>=101",))
+    assert some.serve(1, ("time>=101",), soon=True)
+    assert not some.serve(1, ("time>=501",), soon=True)
+    none = some._replace(running=0)
+    assert not none.serve(1, ())
+    assert none.serve(1, (), soon=True)
 
 
 def test_a_lost_worker_without_consumers(directory: Directory) -> None:

@@ -196,6 +196,7 @@ OPERATIONS: dict[str, Callable[[TransientQueue], Any]] = {
     "unfinished": lambda queue: queue.unfinished,
     "unfinished_of": lambda queue: queue.unfinished_of((Kind.CALL,)),
     "stats": lambda queue: queue.stats(),
+    "depth": lambda queue: queue.depth(),
     "validate": lambda queue: queue.validate(),
     "hand_over": lambda queue: queue.hand_over(),
 }

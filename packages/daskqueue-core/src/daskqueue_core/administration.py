@@ -17,7 +17,7 @@ from daskqueue_core.outcomes import Outcome
 from daskqueue_core.protocols import REPLY_BYTES
 from daskqueue_core.runs import intersection
 from daskqueue_core.states import MessageState
-from daskqueue_core.stats import QueueStats
+from daskqueue_core.stats import QueueDepth, QueueStats
 
 __all__ = ["QueueAdministration", "as_runs"]
 
@@ -164,6 +164,17 @@ class QueueAdministration(QueueContents):
             dead_bytes=self._letters.nbytes,
             waiting=self._waiting(),
             oldest_ready_at=self._oldest_ready_at(),
+        )
+
+    def depth(self) -> QueueDepth:
+        """The few counts that are asked for all the time; costs less than `stats`."""
+        counts = self._ledger.counts()
+        return QueueDepth(
+            counts[MessageState.READY],
+            counts[MessageState.DELIVERED],
+            counts[MessageState.SCHEDULED],
+            self._mail.unread,
+            self._waiting(),
         )
 
     def _waiting(self) -> tuple[tuple[int, tuple[str, ...], int], ...]:

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from math import inf
+from typing import Any
 
 from daskqueue_core.orders import Consume, Drop, Host, Order, Place, Release, StopConsuming, TakeOver
+from daskqueue_core.serving import ConsumersOf
 
 __all__ = [
     "Consume",
@@ -70,15 +72,12 @@ class ConsumerPoolRecord:
     """How many each worker runs; 0 where they are idle and may come back."""
     failed: set[str] = field(default_factory=set)
     """Workers that could not run them."""
-
-
-class ConsumersOf(NamedTuple):
-    """What a consumer pool takes, and how many consumers there are; `failed` workers could not run any."""
-
-    kinds: tuple[int, ...]
-    tags: tuple[str, ...]
-    running: int
-    failed: int
+    left: set[str] = field(default_factory=set)
+    """Workers on which they have stopped, since its end is near."""
+    ends: dict[str, float] = field(default_factory=dict)
+    """When those of the workers that have an end are over, in seconds of the caller's clock."""
+    longest: float = 0.0
+    """The most seconds that a worker had when they began there."""
 
 
 @dataclass
@@ -180,6 +179,8 @@ class Directory:
                     orders += self.move_failed(pool.name, uuid, move.epoch)
             for consumers in pool.consumers.values():
                 consumers.failed.discard(address)
+                consumers.left.discard(address)
+                consumers.ends.pop(address, None)
                 if consumers.placed.pop(address, 0):
                     orders += self._place_consumers(consumers)
         return [*(Release(host, worker.owner) for host in sorted(hosts)), *orders]
@@ -226,7 +227,7 @@ class Directory:
             return []
         orders: list[Order] = []
         for consumers in pool.consumers.values():
-            orders += [StopConsuming(address, consumers.id, drain=False) for address in consumers.placed]
+            orders += [StopConsuming(address, consumers.id, drain=False) for address in _where(consumers)]
         orders += [Drop(place.address, name, place.uuid, place.epoch) for place in pool.places if place.address]
         orders += [Drop(move.to, name, uuid, move.epoch) for uuid, move in pool.moves.items()]
         if pool.durable:
@@ -379,15 +380,28 @@ class Directory:
         consumers = record.consumers[id] = ConsumerPoolRecord(id, pool, spec, count, kinds)
         return self._place_consumers(consumers)
 
-    def served(self, pool: str) -> tuple[ConsumersOf, ...]:
+    def consumers_began(self, pool: str, id: str, address: str, time_left: float, now: float) -> None:
+        """The consumers on that worker are set up; it is there for `time_left` more seconds (infinite: no end)."""
+        record = self.pools.get(pool)
+        consumers = record.consumers.get(id) if record is not None else None
+        if consumers is not None and address in self._workers:
+            consumers.ends[address] = now + time_left
+            consumers.longest = max(consumers.longest, time_left)
+
+    def consumers_left(self, pool: str, id: str, address: str) -> list[Order]:
+        """The end of that worker is near, and its consumers have stopped: others take their place."""
+        record = self.pools.get(pool)
+        consumers = record.consumers.get(id) if record is not None else None
+        if consumers is None or address not in self._workers:
+            return []
+        consumers.placed.pop(address, None)
+        consumers.left.add(address)
+        return self._place_consumers(consumers)
+
+    def served(self, pool: str, now: float = 0.0) -> tuple[ConsumersOf, ...]:
         """Who serves a pool."""
         record = self.pools.get(pool)
-        if record is None:
-            return ()
-        return tuple(
-            ConsumersOf(each.kinds, tuple(each.spec.get("tags", ())), sum(each.placed.values()), len(each.failed))
-            for each in record.consumers.values()
-        )
+        return () if record is None else tuple(_described(each, now) for each in record.consumers.values())
 
     def stop_consumers(self, pool: str, id: str, *, drain: bool) -> list[Order]:
         """End a consumer pool."""
@@ -395,7 +409,7 @@ class Directory:
         consumers = record.consumers.pop(id, None) if record is not None else None
         if consumers is None:
             return []
-        return [StopConsuming(address, id, drain) for address in consumers.placed]
+        return [StopConsuming(address, id, drain) for address in _where(consumers)]
 
     def consume_failed(self, pool: str, id: str, address: str) -> list[Order]:
         """The worker could not run these consumers: others do, and it is not asked again as long as it is here."""
@@ -410,7 +424,7 @@ class Directory:
     def _place_consumers(self, consumers: ConsumerPoolRecord) -> list[Order]:
         """Spread them evenly over the workers; those that run already stay where they can."""
         placed = consumers.placed
-        able = [address for address in self._workers if address not in consumers.failed]
+        able = [address for address in self._workers if address not in consumers.failed | consumers.left]
         if consumers.count is None:
             target = dict.fromkeys(able, 1)
         else:
@@ -424,3 +438,21 @@ class Directory:
         ]
         consumers.placed = {address: count for address, count in target.items() if count or address in placed}
         return orders
+
+
+def _where(consumers: ConsumerPoolRecord) -> list[str]:
+    """Where consumers may still run something."""
+    return [*consumers.placed, *sorted(consumers.left)]
+
+
+def _described(consumers: ConsumerPoolRecord, now: float) -> ConsumersOf:
+    running = {address: count for address, count in consumers.placed.items() if count}
+    return ConsumersOf(
+        consumers.kinds,
+        tuple(consumers.spec.get("tags", ())),
+        sum(running.values()),
+        len(consumers.failed),
+        max([consumers.ends.get(address, inf) - now for address in running], default=0.0),
+        tuple(sorted(consumers.left)),
+        consumers.longest or inf,
+    )

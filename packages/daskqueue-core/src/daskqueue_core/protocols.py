@@ -68,7 +68,7 @@ class Known(IntEnum):
 class Demand(NamedTuple):
     """What a consumer can use: how many messages of each function it timed, `unknown` of any other, of which kinds.
 
-    A message goes only to a consumer that has all of its tags.
+    A message goes only to a consumer that has all of its tags, and as much time left as it requests.
     """
 
     unknown: int
@@ -76,6 +76,7 @@ class Demand(NamedTuple):
     kinds: Collection[int] = (Kind.ITEM, Kind.CALL)
     have: Collection[int] = ()  # blocks it still has, by base: not sent again
     tags: Collection[str] = ()
+    time_left: float | None = None  # seconds from the call on until the consumer's job ends; None: it does not
 
 
 class Lease(NamedTuple):

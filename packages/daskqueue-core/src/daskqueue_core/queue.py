@@ -146,7 +146,7 @@ class TransientQueue(MovableQueue):
         routes = choose = None
         if demand is not None:
             unfinished = self._payloads.unfinished
-            routes = self._routes.served(demand.kinds, demand.tags)
+            routes = self._routes.served(demand.kinds, demand.tags, demand.time_left)
             if not any(map(unfinished.get, routes)):
                 return None
             choose = chooser(limit, demand, self._payloads, self._ledger.ready)

@@ -1,13 +1,16 @@
 """Routes: which consumers a message may go to, as a small number for the ledger.
 
-A route is a kind and a set of tags. A consumer serves it if it runs that kind and has all of the tags. Routes are never
-dropped: there are as many as users write combinations of tags into their code.
+A route is a kind and a set of tags. A consumer serves it if it runs that kind, has all of the tags, and has as much
+time left as a request among them asks for (`time_requests`). Routes are never dropped: there are as many as users write
+combinations of tags into their code, and requests of three digits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Final, NamedTuple
+
+from daskqueue_core.time_requests import split_request
 
 __all__ = ["Route", "Routes"]
 
@@ -27,6 +30,8 @@ class Routes:
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, tuple[str, ...]], int] = {}
         self._routes: list[Route] = []
+        self._plain: list[tuple[str, ...]] = []  # tags without requests, by number
+        self._seconds: dict[int, int] = {}  # what is requested, by number
         self._served: dict[tuple[Collection[int], Collection[str]], tuple[int, ...]] = {}
 
     def __len__(self) -> int:
@@ -45,6 +50,10 @@ class Routes:
         if number is None:
             number = self._numbers[route] = len(self._routes)
             self._routes.append(route)
+            plain, seconds = split_request(route.tags)
+            self._plain.append(plain)
+            if seconds:
+                self._seconds[number] = seconds
             self._served.clear()
         return number
 
@@ -56,8 +65,18 @@ class Routes:
         """All routes of these kinds, whatever their tags."""
         return [number for number, route in enumerate(self._routes) if route.kind in kinds]
 
-    def served(self, kinds: Collection[int], tags: Collection[str]) -> tuple[int, ...]:
-        """The routes that a consumer of these kinds with these tags serves."""
+    def served(self, kinds: Collection[int], tags: Collection[str], time_left: float | None = None) -> tuple[int, ...]:
+        """The routes that a consumer of these kinds with these tags serves.
+
+        `time_left`: seconds until it ends; None: it does not.
+        """
+        served = self._of(kinds, tags)
+        if time_left is None or not self._seconds:
+            return served
+        late = {number for number, seconds in self._seconds.items() if seconds > time_left}
+        return tuple([number for number in served if number not in late]) if late else served
+
+    def _of(self, kinds: Collection[int], tags: Collection[str]) -> tuple[int, ...]:
         consumer = (
             kinds if isinstance(kinds, tuple) else frozenset(kinds),
             tags if isinstance(tags, tuple) else frozenset(tags),
@@ -68,7 +87,7 @@ class Routes:
             served = tuple(
                 number
                 for number, route in enumerate(self._routes)
-                if route.kind in consumer[0] and has.issuperset(route.tags)
+                if route.kind in consumer[0] and has.issuperset(self._plain[number])
             )
             if len(self._served) >= REMEMBERED_CONSUMERS:
                 self._served.clear()

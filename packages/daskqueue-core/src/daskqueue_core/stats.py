@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["QueueStats"]
+__all__ = ["QueueDepth", "QueueStats"]
+
+Waiting = tuple[tuple[int, tuple[str, ...], int], ...]
+"""Kind, tags and how many are ready or scheduled."""
 
 
 class QueueStats(NamedTuple):
@@ -29,10 +32,20 @@ class QueueStats(NamedTuple):
     expired: int = 0
     retries: int = 0  # failures after which a message was to be tried again
     dead_bytes: int = 0  # of the exceptions in dead letters
-    waiting: tuple[tuple[int, tuple[str, ...], int], ...] = ()  # kind, tags and how many are ready or scheduled
+    waiting: Waiting = ()
     oldest_ready_at: int = 0  # nanoseconds: when the oldest ready message was put; 0 if none is ready
 
     @property
     def unfinished(self) -> int:
         """Messages without an outcome."""
         return self.scheduled + self.ready + self.delivered
+
+
+class QueueDepth(NamedTuple):
+    """What there is to do, for who decides how many workers there are."""
+
+    ready: int = 0
+    delivered: int = 0
+    scheduled: int = 0
+    undelivered_outcomes: int = 0
+    waiting: Waiting = ()

@@ -365,6 +365,7 @@ class DurableQueue(TransientQueue):
     requeue = _serialised(TransientQueue.requeue)
     purge = _serialised(TransientQueue.purge)
     stats = _serialised(TransientQueue.stats)
+    depth = _serialised(TransientQueue.depth)
     validate = _serialised(TransientQueue.validate)
 
     def poll(self, client: int, cursor: Cursor | None = None, limit_bytes: int = REPLY_BYTES) -> Outcomes:

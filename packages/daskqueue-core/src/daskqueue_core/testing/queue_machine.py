@@ -21,6 +21,7 @@ from daskqueue_core.protocols import Accepted, Demand, Lease
 from daskqueue_core.queue import TransientQueue
 from daskqueue_core.states import MessageState
 from daskqueue_core.testing.clock import ManualClock
+from daskqueue_core.time_requests import split_request, time_tag
 
 if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
@@ -81,7 +82,7 @@ def queue_machine() -> type[RuleBasedStateMachine]:
     clients = st.sampled_from(CLIENTS)
     keeps = st.sampled_from([Keep.STREAM, Keep.STREAM, Keep.KEEP, Keep.NONE])
     delays = st.sampled_from([0, 0, 0, 0, SECOND, 2 * SECOND])
-    tags = st.sampled_from([(), (), ("gpu",), ("big", "gpu")])
+    tags = st.sampled_from([(), (), ("gpu",), ("big", "gpu"), (time_tag(60),), ("gpu", time_tag(9))])
     hows = st.lists(st.sampled_from(["ok", "ok", "retry", "later", "fail", "reject", "stop"]), min_size=1, max_size=4)
 
     class QueueMachine(RuleBasedStateMachine):
@@ -94,6 +95,7 @@ def queue_machine() -> type[RuleBasedStateMachine]:
             self.submitted: dict[int, set[int]] = {client: set() for client in CLIENTS}
             self.heard: Counter[tuple[int, int, int]] = Counter()  # client, number, life
             self.cursors: dict[int, Cursor] = {}
+            self.requests: dict[int, int] = {}  # seconds, by the client's number
 
         # -- clients
 
@@ -113,7 +115,9 @@ def queue_machine() -> type[RuleBasedStateMachine]:
 
         @rule(client=clients, count=few, block=st.booleans(), keep=keeps, tags=tags, priority=st.integers(0, 1))
         def put_plain(self, client: int, count: int, block: bool, **options: Any) -> None:
-            self.put(self.batch(client, count, block, **options))
+            batch = self.batch(client, count, block, **options)
+            self.requests.update(dict.fromkeys(range(batch.first, self.numbers), split_request(batch.tags)[1]))
+            self.put(batch)
 
         @rule(client=clients, times=st.lists(delays, min_size=1, max_size=4), block=st.booleans(), keep=keeps)
         def put_later(self, client: int, times: list[int], block: bool, keep: Keep) -> None:
@@ -161,11 +165,18 @@ def queue_machine() -> type[RuleBasedStateMachine]:
 
         # -- consumers
 
-        @rule(limit=st.integers(1, 8), suspects=st.booleans(), tags=st.sampled_from([None, (), ("gpu", "big")]))
-        def lease(self, limit: int, suspects: bool, tags: tuple[str, ...] | None) -> None:
+        @rule(
+            limit=st.integers(1, 8),
+            suspects=st.booleans(),
+            tags=st.sampled_from([None, (), ("gpu", "big")]),
+            time_left=st.sampled_from([None, -1.0, 9.0, 59.5, 1e6]),
+        )
+        def lease(
+            self, limit: int, suspects: bool, tags: tuple[str, ...] | None, time_left: float | None = None
+        ) -> None:
             self.owners += 1
             owner = f"w{self.owners}"
-            demand = None if tags is None else Demand(8, tags=tags)
+            demand = None if tags is None else Demand(8, tags=tags, time_left=time_left)
             lease = self.queue.lease(limit, owner=owner, demand=demand, suspects=suspects)
             if lease is not None:
                 assert len(lease) <= limit
@@ -173,6 +184,9 @@ def queue_machine() -> type[RuleBasedStateMachine]:
                 for part in lease.parts:
                     if part.client:
                         check_part(part)
+                        if demand is not None and time_left is not None:
+                            asked = max(self.requests.get(part.first + at, 0) for at in range(part.count))
+                            assert not asked or asked <= time_left, f"{part} was leased with {time_left} s left"
 
         @precondition(lambda self: self.leases)
         @rule(which=st.integers(0, 9), hows=hows, again=st.booleans())

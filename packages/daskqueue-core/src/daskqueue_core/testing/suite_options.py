@@ -7,6 +7,7 @@ from daskqueue_core.outcomes import Report
 from daskqueue_core.queue import Demand
 from daskqueue_core.states import MessageState
 from daskqueue_core.testing.suite_base import CLIENT, SECOND, SuiteBase, calls, refused, singles
+from daskqueue_core.time_requests import time_tag
 
 __all__ = ["OptionRules"]
 
@@ -219,6 +220,25 @@ class OptionRules(SuiteBase):
         for first, priority, tags in ((0, 0, ()), (10, 1, ("gpu",)), (20, 0, ("gpu",)), (30, 1, ())):
             self.admit(calls(first, 1, priority=priority, tags=tags))
         assert self.lease(demand=Demand(ANY, tags=("gpu",))).ids == [1, 3, 0, 2]
+
+    # -- time requests
+
+    def test_time_requests(self) -> None:
+        """A message that requests time goes to a consumer whose job lasts as long, or has no end."""
+        for first, tags in ((0, (time_tag(1200), "gpu")), (10, (time_tag(60),)), (20, ())):
+            self.admit(calls(first, 1, tags=tuple(sorted(tags))))
+        assert self.lease(demand=Demand(ANY, tags=("gpu",), time_left=59.9)).ids == [2]
+        assert self.queue.lease(1, demand=Demand(ANY, tags=("gpu",), time_left=-5.0)) is None
+        assert self.lease(demand=Demand(ANY, tags=("gpu",), time_left=1199.9)).ids == [1]
+        assert self.queue.lease(1, demand=Demand(ANY, time_left=9999.0)) is None
+        assert self.lease(demand=Demand(ANY, tags=("gpu",))).ids == [0]
+
+    def test_time_requests_after_a_release(self) -> None:
+        """What comes back waits for the same."""
+        self.admit(calls(0, 2, tags=(time_tag(100),)))
+        self.queue.release(self.lease(demand=Demand(ANY, time_left=101.0)))
+        assert self.queue.lease(2, demand=Demand(ANY, time_left=99.0)) is None
+        assert self.lease(demand=Demand(ANY, time_left=101.0)).ids == [0, 1]
 
     def test_stats_say_what_waits(self) -> None:
         """By kind and tags, ready and scheduled together, and since when the oldest ready one waits."""
