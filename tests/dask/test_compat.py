@@ -12,7 +12,14 @@ from distributed.threadpoolexecutor import rejoin
 from distributed.worker import thread_state
 
 from daskqueue.wire.calls import decode_values, encode_block
-from daskqueue.wire.compat import coroutine_context, task_context
+from daskqueue.wire.compat import (
+    add_metric,
+    coroutine_context,
+    metric_of,
+    process_of,
+    raise_adaptive_target,
+    task_context,
+)
 from daskqueue.wire.functions import encode_function
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.runners import Job, Loaded
@@ -141,6 +148,53 @@ def test_coroutine_context(worker: Worker, client: Client) -> None:
             loop.submit(find()).result(LIMIT)
     finally:
         assert loop.close(LIMIT)
+
+
+def test_process(worker: Worker) -> None:
+    """A worker knows its process: when it began, who began it, and in which environment."""
+    process = process_of(worker)
+    assert process.create_time() < time.time()
+    assert all(parent.create_time() <= process.create_time() + 1 for parent in process.parents())
+    assert process.environ()["PATH"]
+
+
+def test_metrics(cluster: LocalCluster, worker: Worker, client: Client, eventually: Callable[..., Any]) -> None:
+    """What a metric says, a coroutine or not, comes to the scheduler with the next heartbeats."""
+
+    async def measure(worker: Worker) -> dict[str, Any]:
+        return {"queues": {"u": (1, (2, ("a",)))}}
+
+    add_metric(worker, "ours", measure)
+    add_metric(worker, "plain", lambda worker: 3)
+    try:
+        state = cluster.scheduler.workers[worker.address]
+        eventually(lambda: metric_of(state, "plain") == 3, LIMIT)
+        assert metric_of(state, "ours")["queues"]["u"] == (1, (2, ("a",)))
+        assert metric_of(state, "nobody's") is None
+    finally:
+        del worker.metrics["ours"], worker.metrics["plain"]
+
+
+def test_adaptive_target(cluster: LocalCluster, client: Client) -> None:
+    """`cluster.adapt` asks the handler that we replace, and hears the larger number."""
+    scheduler = cluster.scheduler
+    before = scheduler.handlers["adaptive_target"]
+    asked: list[Any] = []
+
+    def wanted(target_duration: Any) -> int:
+        asked.append(target_duration)
+        return 7
+
+    raise_adaptive_target(scheduler, wanted)
+    try:
+        of_cluster = cluster.adapt(minimum=1, maximum=9, interval="1h", target_duration="3s")
+        assert cluster.sync(of_cluster.target) == 7
+        of_cluster.stop()
+        assert asked == [3.0]
+        assert scheduler.handlers["adaptive_target"](target_duration=1.0) == 7
+        assert before(target_duration=1.0) <= 1
+    finally:
+        scheduler.handlers["adaptive_target"] = before
 
 
 def test_job_in_a_worker_thread(worker: Worker) -> None:

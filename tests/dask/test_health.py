@@ -65,6 +65,14 @@ def test_nothing_wrong() -> None:
         ((Kind.ITEM, (), 2), (CALLS,), "2 item(s) wait and no consumer serves them: none takes this kind of work"),
         ((Kind.CALL, ("gpu", "x"), 1), (CALLS._replace(tags=("x",)),), "with the tags 'gpu', 'x' wait"),
         ((Kind.CALL, ("gpu",), 1), (CALLS,), "ConsumerPool(client, pool, tags=['gpu']).start()"),
+        ((Kind.CALL, (), 3), (CALLS._replace(running=0, left=("x", "y")),), "they have left all 2 worker(s)"),
+        (
+            (Kind.CALL, ("a", "time>=1200"), 1),
+            (CALLS._replace(tags=("a",), time_left=61.0), CALLS._replace(time_left=1e9)),
+            "1 call(s) with the tags 'a' that need 1200 s wait and no consumer serves them: their jobs end in 61 s",
+        ),
+        ((Kind.CALL, ("time>=60",), 1), (CALLS._replace(time_left=-3.0),), "in 0 s at the latest; add workers"),
+        ((Kind.CALL, ("time>=60", "b"), 1), (CALLS,), "ConsumerPool(client, pool, tags=['b']).start()"),
         ((Kind.CALL, ("a", "b"), 1), (CALLS._replace(tags=("a",)), CALLS._replace(tags=("b",))), "all of these tags"),
     ],
 )

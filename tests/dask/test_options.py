@@ -88,6 +88,13 @@ def pool(shared_client: Client) -> Iterator[QueuePool]:
         ("key", "\ud800", ValueError, "UTF-8"),
         ("key", f"{7:016x}-3", ValueError, "put a word before it"),
         ("key", f"item-{'0' * 32}-3", ValueError, "put a word before it"),
+        *[
+            ("time_request", value, ValueError, "time_request")
+            for value in (-1, NAN, INF, "-5m", "soon", "20 x", "", 1e300)
+        ],
+        *[("time_request", value, TypeError, "'90s'") for value in (True, [1], b"20m")],
+        ("time_request", 0, ValueError, "above 0"),
+        ("tags", ["time>=60"], ValueError, "time_request"),
         ("tags", "gpu", TypeError, r"\['gpu'\] is one tag"),
         ("tags", 3, TypeError, "list of strings"),
         ("tags", ["gpu", 3], TypeError, "must be a string"),
@@ -106,6 +113,15 @@ def test_bad_values(option: str, value: Any, error: type[Exception], text: str) 
     assert option.rstrip("s") in str(raised.value)
 
 
+@pytest.mark.parametrize("value", ["20m", "1200s", 1200, 1199.5, timedelta(minutes=20)])
+def test_time_request(value: Any) -> None:
+    """Travels as a tag, beside others, and in views of views."""
+    asked = choose({"time_request": value, "tags": ["z", "a"]})
+    assert asked.tags == ("a", "time>=1200", "z")
+    assert choose({"priority": 1}, asked).tags == asked.tags
+    assert choose({"time_request": None}, asked).tags == ("a", "z")
+
+
 def test_zero_attempts() -> None:
     """A policy that never runs anything cannot be made."""
     with pytest.raises(ValueError, match="max_attempts"):
@@ -121,7 +137,8 @@ def test_unknown_options(pool: QueuePool) -> None:
     for method in (QueuePool.options, QueueExecutor.options):
         assert inspect.signature(method).parameters["options"].annotation == "Unpack[TaskOptions]"
     assert set(TaskOptions.__annotations__) == {
-        "key", "on_duplicate", "priority", "delay", "eta", "expires", "timeout", "retry", "tags", "store_result",
+        "key", "on_duplicate", "priority", "delay", "eta", "expires", "timeout", "retry", "tags", "time_request",
+        "store_result",
     }  # fmt: skip
 
 

@@ -55,6 +55,7 @@ class Checkup:
             scheduled=sum(queue.scheduled for queue in queues),
             delivered=sum(queue.delivered for queue in queues),
             dead_letters=sum(queue.failed for queue in queues),
+            leaving=tuple(sorted({address for consumers in served.consumers for address in consumers.left})),
         )
 
     async def _stats_or_why(self, index: int) -> QueueStats | str:

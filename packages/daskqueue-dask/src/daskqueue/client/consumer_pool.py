@@ -8,13 +8,14 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 
 import cloudpickle
 from distributed import Client
 
-from daskqueue.client.options import check_count, check_retries, check_tags
+from daskqueue.client.options import check_count, check_drain_before, check_retries, check_tags, check_walltime
 from daskqueue.client.queue_pool import QueuePool
 from daskqueue.consumers import ConsumerBaseClass, GeneralConsumer
 from daskqueue.progress import Progress
@@ -39,6 +40,12 @@ class ConsumerPool:
     batch_size: at most so many messages in a lease for each call at once; default: about 50 ms of measured work.
     retries: how often a task is tried again that brings no policy (`options(retry=)`, `QueuePool(retry=)`).
     early_ack: never run a message again: if its worker dies, it has failed.
+    drain_before: so long before the end of its job a worker's consumers lease nothing more, give back what has not
+        begun, and finish what runs; with n_consumers, others take their place. Seconds, a timedelta, or text such as
+        "5m"; default: `daskqueue.drain-before` of `dask.config`, or 0: they work as long as they are let.
+    walltime: when a worker's job ends. "auto": `daskqueue.walltime` of `dask.config`, or what the worker knows of
+        SLURM_JOB_END_TIME, PBS_WALLTIME, DASKQUEUE_JOB_END_TIME and `dask worker --lifetime`; a duration counts from
+        the start of the worker's process; a datetime (without time zone: local time); None: no end.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class ConsumerPool:
         batch_size: int | None = None,
         retries: int = 0,
         early_ack: bool = False,
+        drain_before: float | str | timedelta | None = None,
+        walltime: float | str | timedelta | datetime | None = "auto",
         max_concurrency: int | None = None,
     ) -> None:
         if not isinstance(queue_pool, QueuePool):
@@ -82,6 +91,8 @@ class ConsumerPool:
             "early_ack": bool(early_ack),
             "retries": check_retries(retries),
             "tags": check_tags(tags),
+            "drain_before": check_drain_before(drain_before),
+            "walltime": check_walltime(walltime),
         }
         self._name = ConsumerClass.__name__
         self._session = queue_pool._session

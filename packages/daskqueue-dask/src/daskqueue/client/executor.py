@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueExecutor"]
 
-_CONSUMER_OPTIONS: Final = ("executor", "batch_size", "early_ack", "retries", "tags")
+_CONSUMER_OPTIONS: Final = ("executor", "batch_size", "early_ack", "retries", "tags", "drain_before", "walltime")
 
 
 class QueueExecutor(Executor):

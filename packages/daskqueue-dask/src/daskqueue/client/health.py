@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from daskqueue_core.batch import Kind
 from daskqueue_core.directory import ConsumersOf
 from daskqueue_core.stats import QueueStats
+from daskqueue_core.time_requests import split_request
 
 __all__ = ["OLD_S", "PoolHealth", "Problem", "Served", "diagnose", "only_unserved_left"]
 
@@ -46,6 +47,8 @@ class PoolHealth:
     delivered: int
     dead_letters: int
     """Failed for good and neither requeued nor purged: no problem of the pool's."""
+    leaving: tuple[str, ...] = ()
+    """Workers whose job ends soon: consumers have stopped there (`ConsumerPool(drain_before=)`)."""
 
 
 class Served(NamedTuple):
@@ -64,7 +67,7 @@ class Served(NamedTuple):
 
     def serves(self, kind: int, tags: Sequence[str]) -> bool:
         """Whether a consumer takes such work."""
-        return any(each.running and kind in each.kinds and set(tags) <= set(each.tags) for each in self.consumers)
+        return any(each.serve(kind, tags) for each in self.consumers)
 
 
 class Problem(NamedTuple):
@@ -113,13 +116,21 @@ def _unserved_by(stats: QueueStats, served: Served) -> list[tuple[int, tuple[str
 
 def _unserved(index: int, where: str, served: Served, kind: int, tags: tuple[str, ...], count: int) -> Problem:
     what, consumers = _KINDS[Kind(kind)]
-    have = f"with the tags {', '.join(map(repr, tags))} " if tags else ""
-    head = f"{where}: {count} {what} {have}wait and no consumer serves them"
-    start = f"{consumers}{f', tags={list(tags)!r}' if tags else ''}).start()"
-    if not any(each.running for each in served.consumers):
+    plain, seconds = split_request(tags)
+    have = f"with the tags {', '.join(map(repr, plain))} " if plain else ""
+    need = f"that need {seconds} s " if seconds else ""
+    head = f"{where}: {count} {what} {have}{need}wait and no consumer serves them"
+    start = f"{consumers}{f', tags={list(plain)!r}' if plain else ''}).start()"
+    left = {address for each in served.consumers for address in each.left}
+    if left and not any(each.running for each in served.consumers):
+        text = f"{head}: they have left all {len(left)} worker(s), whose jobs end soon; add workers in new jobs"
+    elif not any(each.running for each in served.consumers):
         text = f"{head}: none runs at all; {start}"
     elif not any(each.running and kind in each.kinds for each in served.consumers):
         text = f"{head}: none takes this kind of work; {start}"
-    else:
+    elif not served.serves(kind, plain):
         text = f"{head}: none has all of these tags; {start}"
+    else:
+        longest = max(each.time_left for each in served.consumers if each.serve(kind, plain))
+        text = f"{head}: their jobs end in {max(0.0, longest):.0f} s at the latest; add workers in longer jobs"
     return Problem(("unserved", index, kind, tags), text)

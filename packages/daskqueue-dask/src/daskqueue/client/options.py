@@ -5,24 +5,31 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from enum import Enum
+from math import isfinite
 from typing import Any, Final
 
 import dask
 from dask.utils import parse_bytes, parse_timedelta
 
 from daskqueue.wire.control import Control, ControlLoadError, decode_control, encode_control
+from daskqueue.wire.walltime import AFTER, AT, AUTO, NEVER
 from daskqueue_core.errors import DaskQueueError
-from daskqueue_core.retry import ATTEMPTS_MAX, RetryPolicy
+from daskqueue_core.retry import ATTEMPTS_MAX, LONGEST_S, RetryPolicy
+from daskqueue_core.time_requests import PREFIX
 
 __all__ = [
     "POOL_DEFAULTS",
     "Durability",
     "check_count",
     "check_dirpath",
+    "check_drain_before",
+    "check_duration",
     "check_retries",
     "check_retry",
     "check_tags",
+    "check_walltime",
     "pool_control",
     "pool_options",
     "pool_retry",
@@ -186,11 +193,47 @@ def check_tags(value: Any) -> tuple[str, ...]:
             raise TypeError(f"a tag must be a string, not {tag!r}")
         if not tag:
             raise ValueError("a tag must not be empty")
+        if tag.startswith(PREFIX):
+            raise ValueError(f"tags must not begin with {PREFIX!r}, as {tag!r} does: use options(time_request=...)")
         try:
             tag.encode()
         except UnicodeEncodeError:
             raise ValueError(f"tag {tag!r} cannot be written as UTF-8") from None
     return tuple(sorted(set(tags)))
+
+
+def check_duration(name: str, value: Any) -> float:
+    """`value` as seconds: a number, a timedelta, or text such as '90s' or '1h'."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, timedelta)):
+        raise TypeError(f"{name} must be seconds, a timedelta, or text such as '90s' or '1h', not {value!r}")
+    seconds = _seconds(name, value)
+    if not isfinite(seconds) or seconds > LONGEST_S:
+        raise ValueError(f"{name} must be at most 100 years, not {value!r}")
+    return seconds
+
+
+def check_drain_before(value: Any) -> float:
+    """`value`, or else what `dask.config` says, as seconds."""
+    return check_duration("drain_before", _chosen({} if value is None else {"drain_before": value}, "drain_before", 0))
+
+
+def check_walltime(value: Any) -> tuple[str, float]:
+    """`value`, or for "auto" what `dask.config` says, as `wire.walltime` has it."""
+    if isinstance(value, str) and value == AUTO:
+        value = dask.config.get("daskqueue.walltime", AUTO)
+    if value is None:
+        return NEVER, 0.0
+    if isinstance(value, str) and value == AUTO:
+        return AUTO, 0.0
+    if isinstance(value, datetime):
+        try:
+            return AT, value.timestamp()
+        except (OverflowError, OSError, ValueError):
+            raise ValueError(f"walltime must be a time that this machine can tell, not {value!r}") from None
+    seconds = check_duration("walltime (when it is neither 'auto' nor None nor a datetime)", value)
+    if not seconds:
+        raise ValueError("walltime must be above 0: None says that there is no end")
+    return AFTER, seconds
 
 
 def reject_unknown(what: str, given: Mapping[str, Any], known: set[str]) -> None:

@@ -55,6 +55,8 @@ class TaskDoor:
         timeout: seconds that an attempt may take
         retry: a RetryPolicy; default: that of the pool, then that of the consumers
         tags: only consumers that have all of these take it
+        time_request: only consumers whose job does not end sooner take it: seconds, a timedelta, or text such as
+            "20m"; see `ConsumerPool(walltime=)`
         store_result: False: its future ends with None, and nothing is kept
 
         Options of a view of a view are added; None takes one back. A wrong option or value raises here.

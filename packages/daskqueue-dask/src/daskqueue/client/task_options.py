@@ -14,15 +14,16 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 from daskqueue.client.naming import check_key
-from daskqueue.client.options import check_retry, check_tags, reject_unknown
+from daskqueue.client.options import check_duration, check_retry, check_tags, reject_unknown
 from daskqueue.wire.control import Control, encode_control
 from daskqueue_core.batch import Batch, Keep, OnDuplicate
 from daskqueue_core.retry import LONGEST_S, RetryPolicy
+from daskqueue_core.time_requests import time_tag
 
 __all__ = ["EXPIRES_STEP", "NOTHING", "Choice", "TaskOptions", "Terms", "choose", "terms_of"]
 
@@ -52,6 +53,8 @@ class TaskOptions(TypedDict, total=False):
     retry: RetryPolicy | None
     #: only consumers that have all of these take it
     tags: Iterable[str] | None
+    #: only consumers whose job does not end sooner take it: seconds, a timedelta, or text such as "20m"
+    time_request: float | str | timedelta | None
     #: False: nobody reads what it returns; its future ends with None
     store_result: bool | None
 
@@ -75,6 +78,7 @@ class Choice:
     timeout: float | None = None
     retry: RetryPolicy | None = None
     tags: tuple[str, ...] = ()
+    """With the time request, if there is one."""
     store_result: bool = True
 
     def ready_at(self) -> int:
@@ -179,11 +183,21 @@ def choose(given: Mapping[str, Any], before: Choice = NOTHING) -> Choice:
         expires_at=_moment("expires", expires) if dated else 0,
         timeout=_seconds("timeout", options["timeout"], positive=True) if "timeout" in options else None,
         retry=check_retry(options.get("retry")),
-        tags=check_tags(options.get("tags", ())),
+        tags=_tags(options),
         store_result=_flag("store_result", options.get("store_result", True)),
     )
     _control(chosen.timeout, chosen.retry)  # a policy that cannot be pickled is an error here
     return chosen
+
+
+def _tags(options: Mapping[str, Any]) -> tuple[str, ...]:
+    tags = check_tags(options.get("tags", ()))
+    if "time_request" not in options:
+        return tags
+    seconds = check_duration("time_request", options["time_request"])
+    if not seconds:
+        raise ValueError("time_request must be above 0: None takes one back")
+    return tuple(sorted((*tags, time_tag(seconds))))
 
 
 def _on_duplicate(value: Any) -> OnDuplicate:

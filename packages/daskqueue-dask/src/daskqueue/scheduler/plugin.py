@@ -12,13 +12,17 @@ import logging
 import uuid
 import weakref
 from collections.abc import Iterable, Sequence
+from math import inf
+from time import monotonic as now
 from typing import Any, Final
 
 import dask
 from dask.utils import parse_timedelta
 from distributed import Scheduler, SchedulerPlugin
 from distributed.comm import get_address_host
+from distributed.scheduler import WorkerState
 
+from daskqueue.scheduler.adaptive import QueueScaling
 from daskqueue.wire.link import new_connection_pool
 from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
 from daskqueue_core.directory import Consume, Directory, Drop, Host, Order, Release, StopConsuming, differences
@@ -50,6 +54,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         """Must not await: between Dask's check for a plugin of that name and adding it, another client could come."""
         self.scheduler = scheduler
         self.directory = Directory(lambda: uuid.uuid4().hex)
+        self.scaling = QueueScaling(scheduler, self.directory)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._opening = asyncio.Lock()  # of durable pools, one at a time: two clients may name one directory
@@ -73,6 +78,10 @@ class DaskQueueScheduler(SchedulerPlugin):
         """A worker is gone: its queues and consumers move. Orders that it has not answered end."""
         self._connections.remove(worker)
         self._carry_out(self.directory.worker_left(worker))
+
+    def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:
+        """Those that `cluster.adapt` may close."""
+        return self.scaling.closable(workers)
 
     def add_client(self, scheduler: Scheduler, client: str) -> None:
         """A client came, or came back."""
@@ -171,9 +180,10 @@ class DaskQueueScheduler(SchedulerPlugin):
 
     async def _look_into(self, options: dict[str, Any], n_queues: int | None, create: bool) -> tuple[Answer, str]:
         """What a worker finds in a pool's directory (uuid and those of its queues), made if need be; and a warning."""
-        while not self.directory.workers:
-            await self._expect_workers()
-            await self._await_change(RESOLVE_WAIT_S)
+        with self.scaling.awaiting_a_worker():
+            while not self.directory.workers:
+                await self._expect_workers()
+                await self._await_change(RESOLVE_WAIT_S)
         message = {"dirpath": options["dirpath"], "n_queues": n_queues if create else None, "options": options}
         trouble: Answer = ()
         for address in self.directory.workers:
@@ -242,10 +252,14 @@ class DaskQueueScheduler(SchedulerPlugin):
         """End a consumer pool; returns when its workers have stopped."""
         await asyncio.gather(*self._carry_out(self.directory.stop_consumers(pool, consumers, drain=drain)))
 
+    async def do_leave(self, pool: str, consumers: str, address: str) -> None:
+        """The job of a worker ends soon: its consumers have stopped."""
+        self._carry_out(self.directory.consumers_left(pool, consumers, address))
+
     async def do_served(self, pool: str) -> Answer:
         """Which kinds of work the pool's consumers take, whether one of them acknowledges early, who they are in
         detail (`ConsumersOf`), and how many workers there are."""
-        consumers = self.directory.served(pool)
+        consumers = self.directory.served(pool, now())
         record = self.directory.pools.get(pool)
         kinds = sorted({kind for each in consumers for kind in each.kinds})
         early_ack = record is not None and record.early_ack
@@ -379,7 +393,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         else:
             assert isinstance(order, Consume)
             record = self.directory.pools.get(order.pool)
-            await self._order(
+            time_left = await self._order(
                 order.address,
                 "consume",
                 pool=order.pool,
@@ -388,11 +402,14 @@ class DaskQueueScheduler(SchedulerPlugin):
                 spec=order.spec,
                 places=() if record is None else tuple(map(tuple, record.places)),
             )
+            left = inf if time_left is None else time_left
+            self.directory.consumers_began(order.pool, order.consumers, order.address, left, now())
 
-    async def _order(self, address: str, do: str, **message: Any) -> None:
+    async def _order(self, address: str, do: str, **message: Any) -> Any:
         answer = await self._ask(address, do, **message)
         if answer[0] != OK:
             raise _NotDone(*answer[1:])
+        return answer[1]
 
     async def _ask(self, address: str, do: str, **message: Any) -> Answer:
         await self._connected

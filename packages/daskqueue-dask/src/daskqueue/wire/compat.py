@@ -7,20 +7,33 @@ Not here: anything with a decision in it. When a new `distributed` breaks us, it
     distributed.utils.set_thread_state       worker_client() and secede(), which ask the thread for start_time and key
     Worker.execution_state                   what Dask puts there itself
     Worker.active_threads(_lock)             the Profile page and call stacks
+    Worker.monitor.proc                      when this process began, and its parents
+    Worker.metrics                           what heartbeats bring to the scheduler, in `WorkerState.metrics`
+    Scheduler.handlers["adaptive_target"]    how many workers `cluster.adapt` wants
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
-from distributed import Worker
+from distributed import Scheduler, Worker
+from distributed.scheduler import WorkerState
 from distributed.utils import set_thread_state
 from distributed.worker import _worker_cvar
 
-__all__ = ["coroutine_context", "task_context"]
+__all__ = [
+    "Process",
+    "add_metric",
+    "coroutine_context",
+    "metric_of",
+    "process_of",
+    "raise_adaptive_target",
+    "task_context",
+]
 
 
 @contextmanager
@@ -55,3 +68,43 @@ def coroutine_context(worker: Worker) -> Iterator[None]:
         yield
     finally:
         _worker_cvar.reset(token)
+
+
+class Process(Protocol):
+    """What we use of psutil's."""
+
+    def create_time(self) -> float:
+        """When it began, in seconds of the epoch."""
+
+    def parents(self) -> list[Process]:
+        """Its parent, the parent of that, and so on."""
+
+    def environ(self) -> dict[str, str]:
+        """Its environment as it began."""
+
+
+def process_of(worker: Worker) -> Process:
+    """The process a worker is in."""
+    process: Process = worker.monitor.proc
+    return process
+
+
+def add_metric(worker: Worker, name: str, measure: Callable[[Worker], Any]) -> None:
+    """Let each heartbeat of the worker bring what `measure` says, which must be a plain value and must not wait."""
+    worker.metrics[name] = measure
+
+
+def metric_of(worker: WorkerState, name: str) -> Any:
+    """What the last heartbeat of a worker brought; None: nothing yet."""
+    return worker.metrics.get(name)
+
+
+def raise_adaptive_target(scheduler: Scheduler, wanted: Callable[[Any], int]) -> None:
+    """Let `cluster.adapt` want at least as many workers as `wanted` says, of the `target_duration` that it has."""
+    target = scheduler.handlers["adaptive_target"]
+
+    def adaptive_target(target_duration: Any = None) -> int:
+        of_dask: int = target(target_duration=target_duration)
+        return max(of_dask, wanted(target_duration))
+
+    scheduler.handlers["adaptive_target"] = adaptive_target

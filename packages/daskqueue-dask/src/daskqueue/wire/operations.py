@@ -27,7 +27,7 @@ from daskqueue_core.stats import QueueStats
 
 __all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "OK", "PROTOCOL", "Codec"]
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
 
 HANDLER: Final = "daskqueue"
@@ -109,7 +109,10 @@ def _unpack_report(start: int, stop: int, values: Buffer, errors: Iterable[Any])
 
 def _pack_lease_request(arguments: dict[str, Any]) -> dict[str, Any]:
     demand: Demand = arguments["demand"]
-    plain = (demand.unknown, dict(demand.wants), tuple(demand.kinds), tuple(demand.have), tuple(demand.tags))
+    plain = (
+        *(demand.unknown, dict(demand.wants), tuple(demand.kinds), tuple(demand.have), tuple(demand.tags)),
+        demand.time_left,
+    )
     return {**arguments, "demand": plain, "reports": _pack_reports(arguments["reports"])}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 
 from daskqueue.wire import nested
 from daskqueue.wire.errors import encode_error
@@ -32,6 +33,7 @@ class Chunk:
         self.timer: asyncio.TimerHandle | None = None  # when it has overstayed
         self.patience = OVERSTAY_S  # until it is looked at again, once it has: doubles
         self.prefetch: asyncio.TimerHandle | None = None
+        self.began_at = inf  # by the event loop's clock
         self.executed = 0
         self.seconds = 0.0
         self.nbytes = 0  # of values

@@ -23,7 +23,9 @@ from daskqueue.wire.compat import coroutine_context, task_context
 from daskqueue.wire.link import Route
 from daskqueue.worker.block_cache import BlockCache
 from daskqueue.worker.chunk import Chunk, Share, failed
+from daskqueue.worker.job_end import JobEnd
 from daskqueue.worker.leasing import Leasing
+from daskqueue.worker.load import Tempo
 from daskqueue.worker.reporter import Reporter
 from daskqueue.worker.runners import Job, JobOptions
 from daskqueue.worker.slots import Slots
@@ -64,6 +66,8 @@ class ConsumerActor:
         retries = spec.get("retries", 0)
         self._retry_policy = RetryPolicy(max_attempts=1 + retries, backoff=RETRY_BACKOFF_S) if retries else None
         self._pacer = Pacer()
+        self._tempo = Tempo()
+        self.end = JobEnd(node.worker, spec["walltime"], spec["drain_before"], partial(node.leave, self))
         self._blocks = BlockCache()
         self._executor = TaskExecutor(node.worker, spec["executor"], id)
         self._starting: asyncio.Task[None] | None = None
@@ -100,6 +104,7 @@ class ConsumerActor:
         """
         if self._ending is None:
             self.is_stopping = True
+            self.end.close()
             self._leasing.withdraw()
             self._give_back(everything=True)
             self._ending = self.spawn(self._end())
@@ -144,7 +149,14 @@ class ConsumerActor:
     def demand(self, uuid: str, free: int) -> Demand:
         """What so many free slots can use of that queue."""
         wants = self._pacer.wants(free, self._spec["batch_size"])
-        return Demand(free, wants, self.user.kinds, self._blocks.bases(uuid), self._spec.get("tags", ()))
+        have = self._blocks.bases(uuid)
+        return Demand(free, wants, self.user.kinds, have, self._spec.get("tags", ()), self.end.time_left)
+
+    def load(self) -> tuple[str, int, int, float | None]:
+        """Its pool, how many run at once and now, and how long a message takes; see `worker.load`."""
+        running, now = self._slots.running(), self._loop.time()
+        seconds = self._tempo.per_message([(chunk.count, now - chunk.began_at) for chunk in running], now)
+        return self.pool, self._slots.size, len(running), seconds
 
     def accept(self, index: int, uuid: str, lease: Lease, free: int) -> None:
         """Split a lease over the free slots."""
@@ -210,6 +222,7 @@ class ConsumerActor:
     def _begun(self, chunk: Chunk) -> None:
         """Watch a chunk that runs."""
         loop = asyncio.get_running_loop()
+        chunk.began_at = loop.time()
         prefetch = self._pacer.prefetch_after(chunk.function, chunk.count)
         if prefetch:
             chunk.prefetch = loop.call_later(prefetch, self._prefetch, chunk)
@@ -253,6 +266,7 @@ class ConsumerActor:
         chunk.stop_timers()
         if chunk.executed:
             self._pacer.observe(chunk.function, chunk.executed, chunk.seconds, chunk.nbytes)
+            self._tempo.observe(chunk.executed, chunk.seconds, self._loop.time())
         self._reporter.add(chunk.index, chunk.uuid, chunk.lease, reports)
         if following is not None:
             self._begun(following)

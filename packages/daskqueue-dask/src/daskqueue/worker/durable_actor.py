@@ -279,7 +279,7 @@ class DurableActor(QueueActor):
             raise
 
     def _try(self, asked: LeaseRequest) -> Try:
-        return partial(self.queue.lease, asked.limit, suspects=self._takes_suspects(asked), **asked.terms)
+        return partial(self.queue.lease, asked.limit, suspects=self._takes_suspects(asked), **asked.terms_now())
 
     def _wake_all(self) -> None:
         self._again = True

@@ -23,10 +23,12 @@ from dask.utils import parse_timedelta
 from distributed import Worker, WorkerPlugin
 from distributed.core import Status
 
+from daskqueue.wire.compat import add_metric
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone, new_connection_pool
 from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.consumer_actor import ConsumerActor
+from daskqueue.worker.load import Load
 from daskqueue.worker.pool_files import find_pool, prepare_pool
 from daskqueue.worker.queue_actor import HEARTBEAT_S
 from daskqueue.worker.queue_host import HostOrder, QueueHost
@@ -73,6 +75,7 @@ class DaskQueueWorker(WorkerPlugin):
         await self.connections.start()
         self.link = Link(self.connections, self._resolve, self.host.local)
         worker.handlers[HANDLER] = self.handle
+        add_metric(worker, "daskqueue", Load(self).measure)
         self._beating = asyncio.ensure_future(self._beat())
         answer = await getattr(worker.scheduler, HANDLER)(
             do="hello", address=worker.address, owner=self.owner, nthreads=worker.state.nthreads, protocol=PROTOCOL
@@ -133,26 +136,28 @@ class DaskQueueWorker(WorkerPlugin):
 
     def _queue_is_over(self, order: HostOrder) -> None:
         """A durable queue cannot be served here any more: the directory finds it another host, or this one again."""
-        self._spawn(self._say_over(order))
+        self._spawn(self._tell_scheduler(do="over", pool=order.pool, queue=order.uuid, epoch=order.epoch))
 
-    async def _say_over(self, order: HostOrder) -> None:
-        with contextlib.suppress(OSError):  # a scheduler that is gone finds no host for anything
-            await getattr(self.worker.scheduler, HANDLER)(
-                do="over", pool=order.pool, queue=order.uuid, epoch=order.epoch
-            )
+    async def _tell_scheduler(self, **message: Any) -> None:
+        with contextlib.suppress(OSError):  # a scheduler that is gone does nothing about it
+            await getattr(self.worker.scheduler, HANDLER)(**message)
 
     async def order_lost(self, owner: str) -> None:
         """That owner is gone."""
         await self.host.owner_lost(owner)
 
-    async def order_consume(self, pool: str, consumers: str, count: int, spec: dict[str, Any], places: Any) -> None:
-        """Run `count` consumers of a consumer pool. Answered when they are set up, however long that takes."""
+    async def order_consume(self, pool: str, consumers: str, count: int, spec: dict[str, Any], places: Any) -> Any:
+        """Run `count` consumers of a consumer pool. Answered when they are set up, however long that takes: with the
+        seconds until the end of this worker's job, None if there is no end."""
         actor = self.consumers.get(consumers)
         if actor is None:
             if not count or consumers in self._stopped:
-                return
+                return None
             route = self.routes.setdefault(pool, Route(pool, [Place(*place) for place in places]))
             actor = self.consumers[consumers] = ConsumerActor(self, route, consumers, spec)
+            if actor.end.is_near:
+                self.leave(actor)
+                return actor.end.time_left
         try:
             await actor.start()
             actor.resize(count)
@@ -160,16 +165,27 @@ class DaskQueueWorker(WorkerPlugin):
             self._stop(actor)
             what = f"pool {pool}: the consumers ({actor.user.name}) did not start"
             raise RuntimeError(f"{what}: {type(error).__name__}: {error}") from error
+        return actor.end.time_left
 
     async def order_stop(self, consumers: str, drain: bool) -> None:
         """That consumer pool is over here. With `drain`, answered when what runs has ended and is reported."""
-        self._stopped[consumers] = None
-        if len(self._stopped) > REMEMBERED:
-            del self._stopped[next(iter(self._stopped))]
+        self._start_no_more(consumers)
         actor = self.consumers.get(consumers)
         if actor is not None:
             ending = self._stop(actor)
             await (asyncio.shield(ending) if drain else asyncio.sleep(0))
+
+    def leave(self, actor: ConsumerActor) -> None:
+        """The end of this worker's job is near: these consumers stop here, and others take their place."""
+        logger.info("worker %s: its job ends in %.0f s, %s stop", self.worker.address, actor.end.time_left, actor.id)
+        self._start_no_more(actor.id)
+        self._stop(actor)
+        self._spawn(self._tell_scheduler(do="leave", pool=actor.pool, consumers=actor.id, address=self.worker.address))
+
+    def _start_no_more(self, consumers: str) -> None:
+        self._stopped[consumers] = None
+        if len(self._stopped) > REMEMBERED:
+            del self._stopped[next(iter(self._stopped))]
 
     def _stop(self, actor: ConsumerActor) -> asyncio.Task[None]:
         ending = actor.stop()

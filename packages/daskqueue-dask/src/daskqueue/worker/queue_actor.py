@@ -245,7 +245,7 @@ class QueueActor(QueueAdministration):
         return asked.suspects and not (asked.near and self._others_serve(asked.terms["owner"]))
 
     def _grant(self, asked: LeaseRequest) -> Lease | None:
-        lease = self.queue.lease(asked.limit, suspects=self._takes_suspects(asked), **asked.terms)
+        lease = self.queue.lease(asked.limit, suspects=self._takes_suspects(asked), **asked.terms_now())
         if lease is not None:
             self._arm()
         return lease

@@ -11,7 +11,7 @@ from daskqueue_core.names import TaskName
 from daskqueue_core.outcomes import Outcome
 from daskqueue_core.protocols import REPLY_BYTES
 from daskqueue_core.states import MessageState
-from daskqueue_core.stats import QueueStats
+from daskqueue_core.stats import QueueDepth, QueueStats
 
 __all__ = ["QueueAdministration"]
 
@@ -58,3 +58,7 @@ class QueueAdministration(QueueAccess):
     async def stats(self) -> QueueStats:
         """Counts."""
         return await self._call(self.queue.stats)
+
+    async def depth(self) -> QueueDepth:
+        """What there is to do."""
+        return await self._call(self.queue.depth)

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from daskqueue_core.queue import Lease
+from daskqueue_core.queue import Demand, Lease
 
 __all__ = ["Alive", "LeaseRequest", "Turns", "resolve", "wait_for"]
 
@@ -36,7 +36,7 @@ def resolve(future: asyncio.Future[Any]) -> None:
 class LeaseRequest:
     """What a consumer asks for, and where it waits for it."""
 
-    __slots__ = ("alive", "answer", "limit", "near", "suspects", "terms")
+    __slots__ = ("alive", "answer", "asked_at", "limit", "near", "suspects", "terms")
 
     answer: asyncio.Future[Lease | None]  # once it is parked
 
@@ -46,6 +46,15 @@ class LeaseRequest:
         self.near = near
         self.alive = alive
         self.terms = terms
+        self.asked_at = asyncio.get_running_loop().time()
+
+    def terms_now(self) -> dict[str, Any]:
+        """The terms, by how much time its job has left now."""
+        demand: Demand | None = self.terms["demand"]
+        if demand is None or demand.time_left is None:
+            return self.terms
+        left = demand.time_left - (asyncio.get_running_loop().time() - self.asked_at)
+        return {**self.terms, "demand": demand._replace(time_left=left)}
 
     @property
     def is_over(self) -> bool:
