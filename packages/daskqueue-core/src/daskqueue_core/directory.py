@@ -75,7 +75,7 @@ class ConsumerPoolRecord:
     left: set[str] = field(default_factory=set)
     """Workers on which they have stopped, since its end is near."""
     ends: dict[str, float] = field(default_factory=dict)
-    """When those of the workers that have an end are over, in seconds of the caller's clock."""
+    """When each of the workers is over, in seconds of the caller's clock; infinite: never."""
     longest: float = 0.0
     """The most seconds that a worker had when they began there."""
 

@@ -177,7 +177,7 @@ class DaskQueueWorker(WorkerPlugin):
 
     def leave(self, actor: ConsumerActor) -> None:
         """The end of this worker's job is near: these consumers stop here, and others take their place."""
-        logger.info("worker %s: its job ends in %.0f s, %s stop", self.worker.address, actor.end.time_left, actor.id)
+        logger.info("worker %s: its job ends soon, consumers of pool %s stop", self.worker.address, actor.pool)
         self._start_no_more(actor.id)
         self._stop(actor)
         self._spawn(self._tell_scheduler(do="leave", pool=actor.pool, consumers=actor.id, address=self.worker.address))
