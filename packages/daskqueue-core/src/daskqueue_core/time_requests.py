@@ -8,7 +8,7 @@ there can be; what is asked for is always there.
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import ceil, floor, isfinite, log10
+from math import ceil, isfinite
 from typing import Final
 
 __all__ = ["PREFIX", "split_request", "time_tag"]
@@ -24,7 +24,7 @@ def time_tag(seconds: float) -> str:
     if not (isfinite(seconds) and seconds > 0):
         raise ValueError(f"a request must be for some seconds, not {seconds!r}")
     whole = ceil(seconds)
-    step = 10 ** max(0, floor(log10(whole)) + 1 - _DIGITS)
+    step = 10 ** max(0, len(str(whole)) - _DIGITS)
     return f"{PREFIX}{-(-whole // step) * step}"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import Enum
 from math import isfinite
+from numbers import Real
 from typing import Any, Final
 
 import dask
@@ -204,7 +205,7 @@ def check_tags(value: Any) -> tuple[str, ...]:
 
 def check_duration(name: str, value: Any) -> float:
     """`value` as seconds: a number, a timedelta, or text such as '90s' or '1h'."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, timedelta)):
+    if isinstance(value, bool) or not isinstance(value, (str, Real, timedelta)):
         raise TypeError(f"{name} must be seconds, a timedelta, or text such as '90s' or '1h', not {value!r}")
     seconds = _seconds(name, value)
     if not isfinite(seconds) or seconds > LONGEST_S:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import ceil
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 import dask
 from dask.utils import parse_timedelta
@@ -21,12 +21,11 @@ from distributed import Scheduler
 from distributed.scheduler import WorkerState
 
 from daskqueue.wire.compat import metric_of, raise_adaptive_target
+from daskqueue.wire.operations import METRIC
 from daskqueue_core.directory import Directory, PoolRecord
 from daskqueue_core.stats import QueueDepth
 
-__all__ = ["METRIC", "QueueScaling"]
-
-METRIC: Final = "daskqueue"
+__all__ = ["QueueScaling", "needed_workers", "wanted_workers"]
 
 Loads = Mapping[str, Mapping[str, Any]]
 """What each worker said last, by address."""

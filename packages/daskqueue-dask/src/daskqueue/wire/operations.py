@@ -25,12 +25,14 @@ from daskqueue_core.queue import Accepted, Demand, Full, Lease, PutAnswer
 from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
 
-__all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "OK", "PROTOCOL", "Codec"]
+__all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "METRIC", "OK", "PROTOCOL", "Codec"]
 
 PROTOCOL: Final = 4
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
 
 HANDLER: Final = "daskqueue"
+METRIC: Final = "daskqueue"
+"""What a worker's heartbeats say for us; see `worker.load`."""
 OK: Final = "ok"
 LOST: Final = "lost"
 ERROR: Final = "error"

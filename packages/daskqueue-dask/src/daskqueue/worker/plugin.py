@@ -25,7 +25,7 @@ from distributed.core import Status
 
 from daskqueue.wire.compat import add_metric
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone, new_connection_pool
-from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
+from daskqueue.wire.operations import ERROR, HANDLER, METRIC, OK, PROTOCOL
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.consumer_actor import ConsumerActor
 from daskqueue.worker.load import Load
@@ -75,7 +75,7 @@ class DaskQueueWorker(WorkerPlugin):
         await self.connections.start()
         self.link = Link(self.connections, self._resolve, self.host.local)
         worker.handlers[HANDLER] = self.handle
-        add_metric(worker, "daskqueue", Load(self).measure)
+        add_metric(worker, METRIC, Load(self).measure)
         self._beating = asyncio.ensure_future(self._beat())
         answer = await getattr(worker.scheduler, HANDLER)(
             do="hello", address=worker.address, owner=self.owner, nthreads=worker.state.nthreads, protocol=PROTOCOL
