@@ -281,6 +281,20 @@ def test_each_worker_tries_a_durable_queue_once(directory: Directory) -> None:
     assert (order.address, order.uuid) == (A, "x")
 
 
+def test_why_a_queue_has_no_host(directory: Directory) -> None:
+    """What the last worker that tried has said, until one serves it."""
+    directory.worker_joined("a", "a#1", 1)
+    [_, order] = open_durable(directory, "x", "y")
+    assert directory.trouble("d") == ("", "")
+    [again] = directory.host_failed("d", "y", order.epoch, ("NotAQueue", "there is nothing"))
+    assert directory.trouble("d") == ("", "NotAQueue: there is nothing")
+    [last] = directory.host_failed("d", "y", again.epoch, ("", "it hangs"))
+    assert directory.trouble("d") == ("", "it hangs")
+    directory.hosted("d", "y", last.epoch)
+    assert directory.trouble("d") == ("", "")
+    assert directory.trouble("nobody's") == ()
+
+
 def test_a_durable_pool_that_comes_again(directory: Directory) -> None:
     """Its queues have epochs that they never had."""
     join(directory, A)

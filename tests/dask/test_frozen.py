@@ -159,6 +159,31 @@ def test_host_wakes_up(tmp_path: Path, nursery: Nursery, eventually: Callable[..
         assert queue.stats().acked == 1500
 
 
+def test_a_directory_that_nobody_sees(tmp_path: Path, nursery: Nursery, eventually: Callable[..., Any]) -> None:
+    """It is not served empty instead: its tasks wait, `health` says why, and it is opened once it is there again."""
+    where, away = tmp_path / "pool" / "q0", tmp_path / "away"
+    with ProcessCluster(3, nursery=nursery) as cluster:
+        pool = QueuePool(cluster.client, durability="durable", dirpath=where.parent)
+        ConsumerPool(cluster.client, pool).start()
+        assert pool.submit(times_three, 1).result(LIMIT) == 3
+        host = only(cluster.find("host", pool))
+        where.rename(away)
+        host.kill()
+        futures = [pool.submit(times_three, n) for n in range(100)]
+
+        def explained() -> bool:
+            return any("NotAQueue" in problem for problem in pool.health().problems)
+
+        eventually(explained, LIMIT)
+        assert not where.exists()
+        assert not any(future.done() for future in futures)
+        away.rename(where)
+        assert [future.result(LIMIT) for future in futures] == [3 * n for n in range(100)]
+        pool.join(timeout=LIMIT)
+        assert pool.health().ok
+        pool.shutdown()
+
+
 def pretend_another_boot(seed: int) -> None:
     """As if this process ran on a machine of its own, whose processes nobody else can see."""
     from daskqueue_storage import files

@@ -101,6 +101,9 @@ def test_old_work() -> None:
 def test_hosts_and_workers() -> None:
     """A queue that does not answer, a cluster without workers, consumers that did not start."""
     assert "queue 1 of pool p does not answer (gone)" in said([QueueStats("u"), "gone"], CALLS)[0]
+    served = Served((), False, (CALLS,), 2, ("", "NotAQueue: there is nothing"))
+    (problem,) = diagnose("p", {0: QueueStats("u"), 1: "no worker hosts it"}, served, 0)
+    assert "(no worker hosts it; the last worker that tried said: NotAQueue: there is nothing)" in problem.text
     assert "no worker" in said([QueueStats("u")], workers=0)[0]
     assert "did not start on 2 worker(s)" in said([QueueStats("u")], CALLS._replace(failed=2))[0]
 

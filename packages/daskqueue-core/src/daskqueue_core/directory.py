@@ -265,6 +265,12 @@ class Directory:
             record.trouble[uuid] = [*record.trouble.get(uuid, ()), trouble][-len(self._workers) - 1 :]
         return self._rehost(record, index, avoid=address)
 
+    def trouble(self, pool: str) -> tuple[str, ...]:
+        """What the last worker said that could not serve a queue, for each queue; empty where one serves it."""
+        record = self.pools.get(pool)
+        said = [] if record is None else [record.trouble.get(place.uuid, ()) for place in record.places]
+        return tuple(": ".join(filter(None, each[-1])) if each else "" for each in said)
+
     @staticmethod
     def _is_at(pool: PoolRecord, uuid: str, epoch: int) -> bool:
         return any(place.uuid == uuid and place.epoch == epoch for place in pool.places)

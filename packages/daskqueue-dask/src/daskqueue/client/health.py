@@ -58,12 +58,15 @@ class Served(NamedTuple):
     early_ack: bool = False
     consumers: tuple[ConsumersOf, ...] = ()
     workers: int = 0
+    trouble: tuple[str, ...] = ()
+    """Why a queue has no host, in the words of the last worker that tried; empty where it has one."""
 
     @classmethod
     def of(cls, answer: Sequence[Any]) -> Served:
         """What came as a message."""
-        kinds, early_ack, consumers, workers = answer
-        return cls(tuple(kinds), bool(early_ack), tuple(ConsumersOf(*each) for each in consumers), workers)
+        kinds, early_ack, consumers, workers, trouble = answer
+        consumers = tuple(ConsumersOf(*each) for each in consumers)
+        return cls(tuple(kinds), bool(early_ack), consumers, workers, tuple(trouble))
 
     def serves(self, kind: int, tags: Sequence[str]) -> bool:
         """Whether a consumer takes such work."""
@@ -85,7 +88,9 @@ def diagnose(pool: str, queues: Mapping[int, QueueStats | str], served: Served, 
     for index, stats in queues.items():
         where = f"queue {index} of pool {pool}"
         if isinstance(stats, str):
-            text = f"{where} does not answer ({stats}); its tasks wait for a worker that hosts it"
+            said = served.trouble[index] if index < len(served.trouble) else ""
+            why = f"{stats}; the last worker that tried said: {said}" if said else stats
+            text = f"{where} does not answer ({why}); its tasks wait for a worker that hosts it"
             problems.append(Problem(("host", index), text))
             continue
         problems += [_unserved(index, where, served, *waiting) for waiting in _unserved_by(stats, served)]

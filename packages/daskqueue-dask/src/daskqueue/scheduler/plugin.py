@@ -258,12 +258,13 @@ class DaskQueueScheduler(SchedulerPlugin):
 
     async def do_served(self, pool: str) -> Answer:
         """Which kinds of work the pool's consumers take, whether one of them acknowledges early, who they are in
-        detail (`ConsumersOf`), and how many workers there are."""
+        detail (`ConsumersOf`), how many workers there are, and why queues have no host."""
         consumers = self.directory.served(pool, now())
         record = self.directory.pools.get(pool)
         kinds = sorted({kind for each in consumers for kind in each.kinds})
         early_ack = record is not None and record.early_ack
-        return tuple(kinds), early_ack, tuple(map(tuple, consumers)), len(self.directory.workers)
+        workers, trouble = len(self.directory.workers), self.directory.trouble(pool)
+        return tuple(kinds), early_ack, tuple(map(tuple, consumers)), workers, trouble
 
     async def do_close(self, pool: str) -> None:
         """The pool is over."""
