@@ -229,9 +229,12 @@ class Part(NamedTuple):
         )
 
 
-def lengths_column(bodies: list[bytes]) -> bytes:
+def lengths_column(bodies: Sequence[Buffer]) -> bytes:
     """The lengths column of `bodies`."""
-    return array("I", map(len, bodies)).tobytes()
+    lengths = list(map(len, bodies))  # a list, since equal lengths, the common case, are then counted in no time
+    if lengths and lengths.count(lengths[0]) == len(lengths):
+        return lengths[0].to_bytes(4, sys.byteorder) * len(lengths)
+    return array("I", lengths).tobytes()
 
 
 def times_column(times: list[int]) -> bytes:

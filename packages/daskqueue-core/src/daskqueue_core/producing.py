@@ -50,7 +50,7 @@ class QueueProducing(QueueAdministration):
         if not bodies:
             base = self._ledger.puts
             return range(base, base)
-        return self._put_local(Batch(len(bodies), b"".join(bodies), lengths_column(list(bodies))))
+        return self._put_local(Batch(len(bodies), b"".join(bodies), lengths_column(bodies)))
 
     def put_block(self, block: Buffer, count: int) -> range:
         """Add `count` messages with one payload for all of them; returns their numbers."""

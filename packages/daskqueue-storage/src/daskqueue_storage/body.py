@@ -90,7 +90,7 @@ class Draft(NamedTuple):
     count: int  # type: ignore[assignment]  # nobody needs tuple.count here
     base: int
     aux: int
-    parts: tuple[bytes, ...]
+    parts: tuple[bytes | memoryview, ...]
     blen: int
     bcrc: int
 
@@ -264,7 +264,7 @@ def payloads_of(header: RecordHeader, body: bytes) -> list[bytes]:
     return [bytes(view) for view in parse(header, body).payloads]
 
 
-def parse(header: RecordHeader, body: bytes) -> Contents:
+def parse(header: RecordHeader, body: bytes | memoryview) -> Contents:
     """The parts of a verified body."""
     view = memoryview(body)
     ext, key_bytes, at = _parse_ext(view) if header.flags & Flag.EXT else (Ext(), 0, 0)

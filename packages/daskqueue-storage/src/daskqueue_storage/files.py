@@ -93,7 +93,7 @@ class Files(Protocol):
         """Up to `size` bytes."""
         ...
 
-    def append(self, handle: int, buffers: Sequence[bytes], offset: int) -> int:
+    def append(self, handle: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         """Write the buffers one after the other from `offset` on. How many bytes were written: perhaps not all."""
         ...
 
@@ -196,7 +196,7 @@ def read_or_zeros(files: Files, handle: int, size: int, offset: int) -> bytes:
     return b"".join(read_or_zeros(files, handle, min(_SECTOR, offset + size - at), at) for at in pieces)
 
 
-def write_fully(files: Files, handle: int, buffers: Sequence[bytes], offset: int) -> None:
+def write_fully(files: Files, handle: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
     """All of it, or `OSError`. Short writes are normal when a disk is nearly full: go on until it takes no more."""
     written = files.append(handle, buffers, offset)
     size = sum(map(len, buffers))
@@ -239,8 +239,8 @@ class OsFiles:
     def read_at(self, handle: int, size: int, offset: int) -> bytes:
         return os.pread(handle, size, offset)
 
-    def append(self, handle: int, buffers: Sequence[bytes], offset: int) -> int:
-        if hasattr(os, "pwritev"):
+    def append(self, handle: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+        if _HAS_PWRITEV:
             return os.pwritev(handle, buffers, offset)
         return os.pwrite(handle, b"".join(buffers), offset)
 
@@ -320,13 +320,13 @@ class OsFiles:
         return stop.set
 
     def identity(self) -> Identity:
-        pid = os.getpid()
-        if _known.get("pid") is None or _known["pid"].pid != pid:
-            _known["pid"] = Identity(
-                _boot_id(), pid, self.process_start(pid) or 0, _namespace(), socket.gethostname(), os.geteuid()
-            )
+        pid, user = os.getpid(), os.geteuid()
+        known = _known.get("pid")
+        if known is None or known.pid != pid:
+            started = self.process_start(pid) or 0
+            known = _known["pid"] = Identity(_boot_id(), pid, started, _namespace(), socket.gethostname(), user)
         # The user may change (a daemon drops its rights), the rest may not.
-        return _known["pid"]._replace(user=os.geteuid()) if _known["pid"].user != os.geteuid() else _known["pid"]
+        return known if known.user == user else known._replace(user=user)
 
     def process_start(self, pid: int) -> int | None:
         try:
@@ -341,6 +341,7 @@ class OsFiles:
 
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_HAS_PWRITEV = hasattr(os, "pwritev")
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _known: dict[str, Identity] = {}
 

@@ -76,11 +76,10 @@ class DiskEntry(Entry):
         """As `Entry.part`, read from the disk."""
         if not self.batch.lengths and self.base in have:
             return super().part(start, stop, have, attempts)
-        here, self.batch = self.batch, self.loaded()
-        try:
-            return super().part(start, stop, have, attempts)
-        finally:
-            self.batch, self.ends = here, None
+        whole = self.shelf.whole
+        if whole is None or whole.base != self.base:
+            whole = self.shelf.whole = Entry(self.base, self.loaded(), self.put_at, self.route)
+        return whole.part(start, stop, have, attempts)
 
     def single(self, seq: int) -> bytes | None:
         """Not copied into a dead letter: it stays where it is."""

@@ -128,7 +128,7 @@ class SegmentFile:
             raise
         return made
 
-    def append(self, buffers: Sequence[bytes], size: int) -> None:
+    def append(self, buffers: Sequence[bytes | memoryview], size: int) -> None:
         """Write `size` bytes at the end, all of it, padded; else raise `OSError` and leave the file as it was."""
         pad = -size & 7
         parts = (*buffers, _PAD[pad]) if pad else buffers

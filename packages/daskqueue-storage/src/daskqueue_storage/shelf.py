@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, cast
 from zlib import crc32
 
 from daskqueue_core.batch import Batch
+from daskqueue_core.payloads import Entry
 from daskqueue_storage.errors import DamagedRecord
 from daskqueue_storage.files import Files, read_or_zeros
 from daskqueue_storage.format import RECORD_HEADER_SIZE, RecordHeader, decode_header, record_size
@@ -63,7 +64,9 @@ class Shelf:
         self._files = files
         self._root = root
         self._handles: OrderedDict[str, int] = OrderedDict()
-        self._last: tuple[Place, RecordHeader, bytes] | None = None
+        self._last: tuple[Place, RecordHeader, memoryview] | None = None
+        self.whole: Entry | None = None
+        """The batch that was read last, with its payload: it is often leased bit by bit."""
         self._interned: dict[object, object] = {}
         self.damaged = on_damage
         self.segments: list[SegmentInfo] = []  # ascending
@@ -85,7 +88,7 @@ class Shelf:
             if handle is not None:
                 self._files.close(handle)
         del self.segments[:count]
-        self._last = None
+        self._last = self.whole = None
 
     def hold(self, place: Place) -> None:
         """Somebody needs that record."""
@@ -107,15 +110,15 @@ class Shelf:
             self.live -= size
             self.freed += size
 
-    def read(self, place: Place, base: int, count: int) -> tuple[RecordHeader, bytes]:
-        """A record, verified; `DamagedRecord` if it does not."""
+    def read(self, place: Place, base: int, count: int) -> tuple[RecordHeader, memoryview]:
+        """A record, verified, and a view of its body; `DamagedRecord` if it does not."""
         last = self._last
         if last is not None and last[0] == place:
             return last[1:]
         data = self.bytes_at(place.segment, place.pos, RECORD_HEADER_SIZE + place.blen)
         header = decode_header(data, 0, place.pos, place.segment.salt)
         if header is not None:
-            body = data[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + header.blen]
+            body = memoryview(data)[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + header.blen]
             if len(body) == header.blen and crc32(body) == header.bcrc:
                 self._last = place, header, body
                 return header, body
@@ -153,7 +156,7 @@ class Shelf:
         for handle in self._handles.values():
             self._files.close(handle)
         self._handles.clear()
-        self._last = None
+        self._last = self.whole = None
 
     def _handle(self, path: str) -> int:
         handle = self._handles.get(path)

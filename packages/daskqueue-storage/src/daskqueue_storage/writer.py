@@ -130,7 +130,7 @@ class LogWriter:
 
     def append(self, draft: Draft) -> Placed:
         """Write a record. New messages get their numbers here. Not durable yet: see `commit`."""
-        if draft.blen > MAX_BODY or record_size(draft.blen) > _MAX_SEGMENT - FILE_HEADER_SIZE - _SEAL_SIZE:
+        if draft.blen > MAX_BODY:  # so it always fits a segment of its own
             raise RecordTooLarge(self._root, draft.blen, MAX_BODY, "bytes")
         if draft.count > MAX_COUNT:
             raise RecordTooLarge(self._root, draft.count, MAX_COUNT, "messages")

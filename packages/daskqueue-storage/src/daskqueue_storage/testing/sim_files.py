@@ -334,7 +334,7 @@ class SimFiles:
             return bytes(self._seen(self._handles[handle])[offset : offset + size])
 
     @_interruptible
-    def append(self, handle: int, buffers: Sequence[bytes], offset: int) -> int:
+    def append(self, handle: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
         with self._lock:
             data = b"".join(buffers)
             node = self._handles[handle]
