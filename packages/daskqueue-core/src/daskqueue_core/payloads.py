@@ -212,6 +212,11 @@ class Payloads:
 
     def pieces(self, runs: Sequence[Run]) -> list[tuple[Entry | None, int, int]]:
         """`runs` cut where entries begin and end; None for what no entry is known of."""
+        if len(runs) == 1 and not self._again:  # the common case
+            start, stop = runs[0]
+            entry = self.find(start)
+            if entry is not None and start < stop <= entry.stop:
+                return [(entry, start, stop)]
         out: list[tuple[Entry | None, int, int]] = []
         for start, stop in runs:
             while start < stop:

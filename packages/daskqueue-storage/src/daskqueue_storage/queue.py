@@ -118,6 +118,7 @@ class DurableQueue(TransientQueue):
         self._ack_sync = ack_sync
         self._segment_bytes = segment_bytes
         self._turn = Turn()
+        self._in_turn = _Operation(self)
         self._closed = False
         self._owed: Placed | None = None
         self._putting: Placed | None = None
@@ -266,7 +267,7 @@ class DurableQueue(TransientQueue):
 
     def _operation(self) -> AbstractContextManager[None]:
         """Our turn; at its end what was recorded is as safe as it must be."""
-        return _Operation(self)
+        return self._in_turn
 
     def _happen(self, event: Event, ride: Ride = None) -> tuple[Run, ...]:
         if isinstance(event, Failed) and isinstance(ride, Mapping):
@@ -287,11 +288,10 @@ class DurableQueue(TransientQueue):
         return filled
 
     def _record(self, event: Event, ride: Ride) -> None:
-        store = self._store
         if isinstance(event, Put):
             self._record_put(event, cast("Sequence[Any]", ride))
             return
-        placed = None
+        store, placed = self._store, None
         for draft in draft_events(event, ride, self._ledger.puts):
             placed = store.index.append(draft)
             self._grown += draft.blen + HEADER_BYTES // 2

@@ -287,14 +287,14 @@ def _plain_delivered(event: Delivered, puts: int) -> Draft:
     pack, blen = _packing(size)
     body = pack(blen, 4, 8, lease, 5, 8, deadline, 6, size, owner.encode(), 8, 8, time, 13, 16, puts, request)
     start, stop = runs[0]
-    return _new(Draft, (RecordType.DELIVERED, Flag.EXT, once, stop - start, start, 0, (body,), blen, crc32(body)))
+    return _new(Draft, (_DELIVERED, _EXT, once, stop - start, start, 0, (body,), blen, crc32(body)))
 
 
 def _plain_acked(event: Acked, puts: int) -> Draft:
     time, runs, lease, keep = event
-    body = _ACKED(_ACKED_SIZE, 4, 8, lease, 8, 8, time, 13, 8, puts)
+    body = _pack_acked(_ACKED_SIZE, 4, 8, lease, 8, 8, time, 13, 8, puts)
     start, stop = runs[0]
-    return _new(Draft, (RecordType.ACKED, Flag.EXT, keep, stop - start, start, 0, (body,), _ACKED_SIZE, crc32(body)))
+    return _new(Draft, (_ACKED, _EXT, keep, stop - start, start, 0, (body,), _ACKED_SIZE, crc32(body)))
 
 
 @lru_cache(maxsize=256)
@@ -308,9 +308,12 @@ def _packing(size: int) -> tuple[Callable[..., bytes], int]:
 
 _new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor
 _SHORT: Final = 256  # bytes in one attribute
+_DELIVERED: Final = int(RecordType.DELIVERED)
+_ACKED: Final = int(RecordType.ACKED)
+_EXT: Final = int(Flag.EXT)
 _ACKED_LAYOUT: Final = Struct("<HBBQBBQBBQ")
-_ACKED: Final = _ACKED_LAYOUT.pack
 _ACKED_SIZE: Final = _ACKED_LAYOUT.size
+_pack_acked: Final = _ACKED_LAYOUT.pack
 
 
 def _draft(kind: RecordType, runs: Sequence[Run], ext: Ext, small: int) -> Draft:
