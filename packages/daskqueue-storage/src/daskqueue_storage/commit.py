@@ -30,7 +30,7 @@ class Commit:
     def __init__(self, sync: Callable[[int], None]) -> None:
         self._sync = sync
         self._turn = threading.Condition(threading.Lock())
-        self._leading = False
+        self._leading = self._ended = False
         self._written = (0, -1)  # one attribute, so that a leader without the writer's lock reads a true pair
         self._synced = 0
         self.failure: OSError | None = None
@@ -69,6 +69,17 @@ class Commit:
                 self._leading = True
             self._lead()
 
+    def flush(self) -> None:
+        """Sync what is written, unless somebody is at it: so that who must wait later waits for less."""
+        with self._turn:
+            if self._leading or self._ended or self.failure is not None:
+                return
+            self._leading = True
+        try:
+            self._lead()
+        except SyncFailed:
+            pass  # who writes next is told
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Everything written is durable, and nobody syncs until the end of the block: the file may be exchanged."""
@@ -85,10 +96,11 @@ class Commit:
             self._done()
 
     def drain(self) -> None:
-        """Return when nobody syncs: the file may be closed."""
+        """Return when nobody syncs, and nobody flushes any more: the file may be closed."""
         with self._turn:
             while self._leading:
                 self._turn.wait()
+            self._ended = True
 
     def _lead(self) -> None:
         try:

@@ -159,6 +159,10 @@ class Files(Protocol):
         """Call `action` in the background until it says False, or what is returned is called."""
         ...
 
+    def soon(self, action: Callable[[], None]) -> bool:
+        """Call `action` once in the background; False: that cannot be done now."""
+        ...
+
     def identity(self) -> Identity:
         """Who we are. Another one after a fork."""
         ...
@@ -318,6 +322,13 @@ class OsFiles:
 
         threading.Thread(target=loop, name="daskqueue-storage", daemon=True).start()
         return stop.set
+
+    def soon(self, action: Callable[[], None]) -> bool:
+        try:
+            threading.Thread(target=action, name="daskqueue-storage", daemon=True).start()
+        except RuntimeError:  # no thread can be had, or Python is about to end
+            return False
+        return True
 
     def identity(self) -> Identity:
         pid, user = os.getpid(), os.geteuid()

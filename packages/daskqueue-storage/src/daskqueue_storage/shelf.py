@@ -9,6 +9,7 @@ this very reading.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any, Final, NamedTuple, cast
 from zlib import crc32
 
@@ -85,7 +86,8 @@ class Shelf:
         for info in self.segments[:count]:
             self.live -= self.live_bytes.pop(info.segno, 0)
             handle = self._handles.pop(info.path, None)
-            if handle is not None:
+            # The last handle of a file that was deleted: the system frees all its blocks now, which takes a while.
+            if handle is not None and not self._files.soon(partial(self._files.close, handle)):
                 self._files.close(handle)
         del self.segments[:count]
         self._last = self.whole = None

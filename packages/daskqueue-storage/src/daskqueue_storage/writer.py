@@ -53,6 +53,9 @@ __all__ = ["LogWriter", "Origin", "Placed", "check_sync"]
 
 _log = logging.getLogger("daskqueue_storage")
 _MAX_SEGMENT = 2**32 - 8
+_NEVER: Final = 2**64
+FLUSH_BYTES: Final = 8 << 20
+"""When so much is written and not synced, that begins in the background: a segment's end waits for all of it."""
 _PUT: Final = int(RecordType.PUT)
 _HOLDS_MESSAGES: Final = (_PUT, int(RecordType.COPY))
 _new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor
@@ -123,6 +126,7 @@ class LogWriter:
         self._last_time = origin.last_time
         self._unsealed = origin.unsealed
         self._durable_seq = origin.next_seq
+        self._flush_at = _NEVER
         self.next_seq = origin.next_seq
         self.start = origin.start
         if not origin.settled:
@@ -274,6 +278,9 @@ class LogWriter:
         commit.wrote(rno, file.handle)
         if info.index is not None and kind in _HOLDS_MESSAGES:
             info.index.append(pos, base, count)
+        if file.end >= self._flush_at:
+            self._flush_at = file.end + FLUSH_BYTES
+            self._files.soon(commit.flush)
         return _new(Placed, (info, pos, rno, base))
 
     def _header(self, draft: Draft, base: int, pos: int) -> RecordHeader:
@@ -358,6 +365,8 @@ class LogWriter:
             self._wrote(made, header)
             self._unsealed = []
         self._commit.began(self._next_rno - 1, made.handle)
+        if self._sync != "batch":  # else everybody syncs what he wrote
+            self._flush_at = made.end + FLUSH_BYTES
         if old is not None:
             self._files.close(old.handle)
         self._on_segment(info)

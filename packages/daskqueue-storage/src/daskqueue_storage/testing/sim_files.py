@@ -482,6 +482,10 @@ class SimFiles:
 
         return stop
 
+    def soon(self, action: Callable[[], None]) -> bool:
+        """Never: what is not synced is what this is about."""
+        return False
+
     def identity(self) -> Identity:
         return Identity(self.boot_id, self.pid, self.pid * 7, 1, self.host, self.user)
 
