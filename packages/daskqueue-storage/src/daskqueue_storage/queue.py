@@ -339,7 +339,6 @@ class DurableQueue(TransientQueue):
 
     # ------------------------------------------------------------------------------------------------------ operations
 
-    put = _serialised(TransientQueue.put)
     put_many = _serialised(TransientQueue.put_many)
     put_block = _serialised(TransientQueue.put_block)
     admit = _serialised(TransientQueue.admit)

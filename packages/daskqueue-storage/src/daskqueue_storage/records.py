@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from struct import Struct
+from struct import Struct, calcsize
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -116,8 +116,8 @@ def _draft_put(event: Put, batch: Batch, following: int, *, goes_on: bool = Fals
     times = batch.ready_ats if is_packed else b""
     outside = batch.shared if is_packed else b""
     count, bits = batch.count, event.suspect | goes_on << 1
-    place = _PLACE.pack(batch.offset, following, len(times), len(outside), len(lengths), len(body), bits)
-    place += _attributes(
+    place = batch.offset, following, len(times), len(outside), len(lengths), len(body), bits
+    rest = _attributes(
         int(batch.kind),
         batch.tags,
         int(batch.keep),
@@ -127,16 +127,22 @@ def _draft_put(event: Put, batch: Batch, following: int, *, goes_on: bool = Fals
         batch.resent,
         batch.max_crashes,
     )
-    ext = Ext(
-        event.ready_at or None,
-        event.expires_at or None,
-        None if event.producer is None else (event.producer, event.number),
-        put_at=event.time,
-        client=(batch.client, batch.first),
-        policy=place,
-    )
-    made = draft(RecordType.PUT, runs=((0, count),) if count else (), ext=ext, keys=batch.keys, small=event.priority)
-    flags, aux = made.flags, 0
+    parts: tuple[bytes | memoryview, ...]
+    if event.ready_at or event.expires_at or batch.keys or len(rest) >= _SHORT - _PLACE.size:
+        ext = Ext(
+            event.ready_at or None,
+            event.expires_at or None,
+            None if event.producer is None else (event.producer, event.number),
+            put_at=event.time,
+            client=(batch.client, batch.first),
+            policy=_PLACE.pack(*place) + rest,
+        )
+        made = draft(RecordType.PUT, runs=((0, count),) if count else (), ext=ext, keys=batch.keys)
+        flags, parts, blen, crc = made.flags, made.parts, made.blen, made.bcrc
+    else:
+        attributes = _plain_put(event, batch, place, rest)
+        flags, parts, blen, crc = _EXT, (attributes,), len(attributes), crc32(attributes)
+    aux = 0
     tail: tuple[bytes, ...]
     if is_packed:
         flags |= _BLOCK
@@ -150,13 +156,12 @@ def _draft_put(event: Put, batch: Batch, following: int, *, goes_on: bool = Fals
         tail = (body,)
     else:
         tail = lengths, body
-    crc, blen, parts = made.bcrc, made.blen, made.parts
     for part in tail:
         if part:
             crc = crc32(part, crc)
             blen += len(part)
             parts += (part,)
-    return Draft(RecordType.PUT, flags, event.priority, count, made.base, aux, parts, blen, crc)
+    return Draft(RecordType.PUT, flags, event.priority, count, 0, aux, parts, blen, crc)
 
 
 @lru_cache(maxsize=256)
@@ -297,13 +302,27 @@ def _plain_acked(event: Acked, puts: int) -> Draft:
     return _new(Draft, (_ACKED, _EXT, keep, stop - start, start, 0, (body,), _ACKED_SIZE, crc32(body)))
 
 
+def _plain_put(event: Put, batch: Batch, place: tuple[int, ...], rest: bytes) -> bytes:
+    policy = _PLACE.size + len(rest)
+    pack, size = _put_packing(len(rest), event.producer is not None)
+    named = () if event.producer is None else (3, 16, event.producer, event.number)
+    return pack(size, *named, 8, 8, event.time, 12, 16, batch.client, batch.first, 13, policy, *place, rest)
+
+
+@lru_cache(maxsize=256)
+def _put_packing(rest: int, has_producer: bool) -> tuple[Callable[..., bytes], int]:
+    return _padded(f"<H{'BBQQ' if has_producer else ''}BBQBBQQBB{_PLACE.format[1:]}{rest}s")
+
+
 @lru_cache(maxsize=256)
 def _packing(size: int) -> tuple[Callable[..., bytes], int]:
     """How the attributes of a DELIVERED to an owner of that many bytes are packed, and how long they are."""
-    layout = f"<HBBQBBQBB{size}sBBQBBQQ"
-    packing = Struct(layout)
-    blen = padded(packing.size)
-    return Struct(f"{layout}{blen - packing.size}x").pack, blen
+    return _padded(f"<HBBQBBQBB{size}sBBQBBQQ")
+
+
+def _padded(layout: str) -> tuple[Callable[..., bytes], int]:
+    size = padded(calcsize(layout))
+    return Struct(f"{layout}{size - calcsize(layout)}x").pack, size
 
 
 _new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from daskqueue_core.batch import Batch
@@ -25,6 +25,7 @@ __all__ = ["Absent", "Place", "Shelf", "slim"]
 
 _HANDLES: Final = 32
 _INTERNED: Final = 256
+_BEHIND_LENGTHS: Final = Batch._fields.index("lengths") + 1
 
 
 class Absent:
@@ -54,8 +55,9 @@ class Place(NamedTuple):
 
 def slim(batch: Batch, body: int, lengths: int) -> Batch:
     """The batch without its payload, of which only the sizes are known."""
-    absent = cast(Any, Absent)
-    return batch._replace(body=absent(body), lengths=absent(lengths) if lengths else b"", ready_ats=b"")
+    if batch.ready_ats:
+        batch = batch._replace(ready_ats=b"")
+    return Batch._make((batch.count, Absent(body), Absent(lengths) if lengths else b"", *batch[_BEHIND_LENGTHS:]))
 
 
 class Shelf:
@@ -143,6 +145,8 @@ class Shelf:
 
     def intern(self, batch: Batch) -> Batch:
         """The batch with what it has in common with others as the same objects."""
+        if not (batch.shared or batch.function or batch.control or batch.tags):
+            return batch
         if len(self._interned) > _INTERNED:
             self._interned.clear()
         once = self._interned.setdefault
