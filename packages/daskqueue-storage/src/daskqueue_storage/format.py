@@ -156,7 +156,7 @@ class RecordHeader(NamedTuple):
     @property
     def end(self) -> int:
         """Where the next record starts."""
-        return self.pos + record_size(self.blen)
+        return self.pos + RECORD_HEADER_SIZE + ((self.blen + 7) & ~7)  # in place: a scan asks every record
 
 
 class Seal(NamedTuple):
@@ -253,7 +253,7 @@ def decode_header(data: bytes | memoryview, at: int, pos: int, salt: int) -> Rec
         return None
     if _U32.unpack_from(data, at + 4)[0] != crc32(data[at + 8 : at + RECORD_HEADER_SIZE], salt):
         return None
-    header = RecordHeader._make(_COVERED.unpack_from(data, at + 8))
+    header = tuple.__new__(RecordHeader, _COVERED.unpack_from(data, at + 8))  # half the time of `_make`
     return header if header.pos == pos else None
 
 

@@ -57,7 +57,12 @@ __all__ = [
 
 _U64 = Struct("<Q")
 _HEAD = 4096
-_KNOWN = frozenset(RecordType)
+_MARKED = 1000
+_KNOWN = frozenset(map(int, RecordType))
+_HOLDS_MESSAGES = frozenset([int(RecordType.PUT), int(RecordType.COPY)])
+_RETIRED = int(RecordType.RETIRED)
+_ENDS = frozenset([int(RecordType.EPOCH), int(RecordType.ROLL), int(RecordType.CLOSE)])
+_RESERVED, _IGNORABLE = int(Flag.RESERVED), int(Flag.IGNORABLE)
 
 
 class Survey(NamedTuple):
@@ -307,7 +312,7 @@ class _Look:
         info.index = RecordIndex()
         info.valid = FILE_HEADER_SIZE if found.header else 0
         expected, hole = info.base_rno, None
-        read = _reading(self._files, handle)
+        read, records = _reading(self._files, handle), 0
         for part in scan(read, FILE_HEADER_SIZE, found.size, info.salt, bodies=True):
             if isinstance(part, Hole):
                 hole = part
@@ -321,9 +326,12 @@ class _Look:
                 found.holes.append(Damage(info.path, hole.start, hole.stop, part.rno - expected))
                 hole = None
             expected = part.rno + 1
-            if part.type == RecordType.RETIRED:
+            if part.type == _RETIRED:
                 found.start = max(found.start, start_of(self._body(handle, part) or bytes(8)))
             _take_in(info, part)
+            if records % _MARKED == 0:
+                info.marks.append((part.rno, part.pos))
+            records += 1
         found.end_hole = hole
 
     def _stays(self, found: _Found, hole: Hole) -> bool:
@@ -343,24 +351,24 @@ class _Look:
 
 def _take_in(info: SegmentInfo, header: RecordHeader) -> None:
     """One more record counts."""
+    kind, _, _, count, pos, info.last_rno, base, info.last_time, _, _, _, _ = header
     info.valid = header.end
-    info.last_rno = header.rno
-    info.last_time = header.time
-    if header.type in (RecordType.PUT, RecordType.COPY):
+    if kind in _HOLDS_MESSAGES:
         assert info.index is not None
-        info.index.append(header.pos, header.base, header.count)
+        info.index.append(pos, base, count)
         if not info.messages and not info.first_seq:
-            info.first_seq = header.base
-        info.messages += header.count
-        info.next_seq = max(info.next_seq, header.base + header.count)
-    elif header.type in (RecordType.EPOCH, RecordType.ROLL, RecordType.CLOSE):
-        info.next_seq = max(info.next_seq, header.base)
+            info.first_seq = base
+        info.messages += count
+        if base + count > info.next_seq:
+            info.next_seq = base + count
+    elif kind in _ENDS:
+        info.next_seq = max(info.next_seq, base)
 
 
 def _check_known(path: str, header: RecordHeader) -> None:
-    if header.type in _KNOWN and not header.flags & Flag.RESERVED:
+    if header.type in _KNOWN and not header.flags & _RESERVED:
         return
-    if not header.flags & Flag.IGNORABLE:
+    if not header.flags & _IGNORABLE:
         raise FormatError(path, f"record {header.rno} at byte {header.pos} is of unknown type {header.type}")
 
 

@@ -45,16 +45,17 @@ def scan(
     pos = hole = start
     while pos + RECORD_HEADER_SIZE <= stop:
         header = window.header(pos, salt)
-        if header is None or header.end > stop:
+        end = stop + 1 if header is None else header.end
+        if header is None or end > stop:
             pos = window.find(pos + 8, salt)
             continue
         if bodies and window.body_crc(header) != header.bcrc:
-            pos = header.end  # the header is sound, so is its length
+            pos = end  # the header is sound, so is its length
             continue
         if hole < pos:
             yield Hole(hole, pos)
         yield header
-        pos = hole = header.end
+        pos = hole = end
     if hole < stop:
         yield Hole(hole, stop)
 

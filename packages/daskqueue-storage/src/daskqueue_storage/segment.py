@@ -71,6 +71,7 @@ class SegmentInfo:
         "index",
         "last_rno",
         "last_time",
+        "marks",
         "messages",
         "next_seq",
         "path",
@@ -95,6 +96,13 @@ class SegmentInfo:
         self.sealed = False  # ended by ROLL, CLOSE or a later EPOCH
         self.closed = False  # by CLOSE
         self.index: RecordIndex | None = None
+        self.marks: list[tuple[int, int]] = []
+        """Number and position of some records, ascending, of a segment that was scanned."""
+
+    def begin_of(self, rno: int) -> int:
+        """Where to look for record `rno` and those behind it: not too far."""
+        at = bisect_right(self.marks, (rno, self.valid))
+        return self.marks[at - 1][1] if at else FILE_HEADER_SIZE
 
     @property
     def empty(self) -> bool:

@@ -133,7 +133,7 @@ class QueueStore:
     # ------------------------------------------------------------------------------------------------------- recovery
 
     def _newest_snapshot(self) -> Snapshot | None:
-        self._snapshot_at = (0, 0)
+        self._snapshot_at = (0, FILE_HEADER_SIZE)
         for at in range(len(self.index_segments) - 1, -1, -1):
             info = self.index_segments[at]
             newest: tuple[Snapshot, int] | None = None
@@ -162,7 +162,7 @@ class QueueStore:
         """What happened since the snapshot, in order, and how many messages were put before each."""
         at, start = self._snapshot_at
         for number, info in enumerate(self.index_segments[at:], at):
-            for header, body in self._records(info, start=start if number == at else 0):
+            for header, body in self._records(info, start if number == at else FILE_HEADER_SIZE):
                 if header.type in _NO_EVENTS:
                     continue
                 try:
@@ -171,7 +171,7 @@ class QueueStore:
                     _log.warning("%s: record %d makes no sense: %s", info.path, header.rno, problem)
 
     def _records(
-        self, info: SegmentInfo, *, start: int = 0, leading: bool = False
+        self, info: SegmentInfo, start: int = FILE_HEADER_SIZE, *, leading: bool = False
     ) -> Iterator[tuple[RecordHeader, bytes]]:
         """The records of a segment whose bytes verify; `leading`: up to the first event."""
         if info.valid <= FILE_HEADER_SIZE:
@@ -183,7 +183,7 @@ class QueueStore:
 
         try:
             window = Window(read, info.valid)
-            for part in scan(read, start or FILE_HEADER_SIZE, info.valid, info.salt, window=window):
+            for part in scan(read, start, info.valid, info.salt, window=window):
                 if isinstance(part, Hole):
                     self._complain(Damage(info.path, part.start, part.stop, 1))
                     continue

@@ -26,7 +26,8 @@ __all__ = ["FoundPut", "FoundSingles", "found_puts"]
 
 _log = logging.getLogger("daskqueue_storage")
 
-Records = Callable[[SegmentInfo], Iterable[tuple[RecordHeader, bytes]]]
+Records = Callable[[SegmentInfo, int], Iterable[tuple[RecordHeader, bytes]]]
+"""The records of a segment from a position on."""
 """The records of a segment whose bytes verify."""
 
 # A single without options has its attributes at fixed places: the time it was put, and the length of its body.
@@ -34,6 +35,8 @@ _TIME: Final = slice(4, 12)
 _MIDDLE: Final = slice(12, 56)
 _SIZE: Final = slice(56, 60)
 _FIXED: Final = int(Flag.EXT | Flag.PAYLOADS | Flag.FIXED)
+_HOLDS_MESSAGES: Final = frozenset([int(RecordType.PUT), int(RecordType.COPY)])
+_PUT: Final = int(RecordType.PUT)
 _HEAD: Final = bytes((8, 8))  # tag and length of the time
 
 
@@ -90,8 +93,8 @@ def found_puts(
         if info.last_rno < covered + info.closed:  # its CLOSE is the one record that a last snapshot cannot know
             continue
         like: _Like | None = None
-        for header, body in records(info):
-            if header.type not in (RecordType.PUT, RecordType.COPY) or header.rno < covered:
+        for header, body in records(info, info.begin_of(covered)):
+            if header.type not in _HOLDS_MESSAGES or header.rno < covered:
                 continue
             if like is not None and like.takes(header, body):
                 continue
@@ -156,7 +159,7 @@ class _Like:
             header.base != self._next
             or header.flags != _FIXED
             or header.count != 1
-            or header.type != RecordType.PUT
+            or header.type != _PUT
             or header.small != self._small
             or header.blen - extra != header.aux
             or body[_MIDDLE] != self._middle
