@@ -143,3 +143,38 @@ def test_files_are_exchanged_while_nobody_syncs() -> None:
     commit.wait(2)
     commit.drain()
     assert disk.handles == [5, 6]
+
+
+def test_a_flush_is_a_sync_that_nobody_waits_for() -> None:
+    """Not beside another one, nor when the file is about to be closed."""
+    disk = Disk()
+    disk.may_end.release()
+    commit = Commit(disk.sync)
+    commit.wrote(1, 5)
+    commit.flush()
+    assert commit.synced == 1
+    commit.wrote(2, 5)
+    leader = Waiter(commit, 2)
+    assert disk.began.acquire(timeout=30)
+    assert disk.began.acquire(timeout=30)
+    commit.flush()
+    disk.may_end.release()
+    leader.join(30)
+    commit.wrote(3, 5)
+    commit.drain()
+    commit.flush()
+    assert (disk.handles, commit.synced) == ([5, 5], 2)
+
+
+def test_who_waits_is_told_that_a_flush_failed() -> None:
+    """And it is not tried again."""
+    disk = Disk()
+    disk.failing = OSError(5, "lost")
+    disk.may_end.release()
+    commit = Commit(disk.sync)
+    commit.wrote(1, 5)
+    commit.flush()
+    commit.flush()
+    with pytest.raises(SyncFailed):
+        commit.wait(1)
+    assert disk.handles == [5]

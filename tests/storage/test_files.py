@@ -134,3 +134,16 @@ def test_both_say_the_same_about_names(tmp_path: Path) -> None:
         files.make_dir(f"{root}/d")
         with pytest.raises(FileExistsError):
             files.make_dir(f"{root}/d")
+
+
+def test_what_is_done_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread; where none can be had its caller is told."""
+    files, done = OsFiles(), threading.Event()
+    assert files.soon(done.set)
+    assert done.wait(30)
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert not files.soon(done.set)

@@ -25,7 +25,9 @@ from daskqueue_core.events import (
 )
 from daskqueue_core.outcomes import Failure, FailureReason, Report
 from daskqueue_core.runs import clean
-from daskqueue_storage.body import Draft
+from daskqueue_storage import records
+from daskqueue_storage.body import Draft, Ext
+from daskqueue_storage.body import draft as draft_one_by_one
 from daskqueue_storage.format import MAX_COUNT, RecordHeader, RecordType
 from daskqueue_storage.records import (
     INLINE_SHARED,
@@ -116,6 +118,29 @@ def test_puts(data: st.DataObject, timed: bool, keyed: bool, numbered: bool) -> 
             assert found.producer == ((event.producer, event.number) if numbered else None)
             assert (found.following, found.goes_on) == (len(parts) - 1 - at, at > 0)
         base += part.count
+
+
+@given(st.data(), texts | st.just("local"), times, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_short_way_writes_the_same(data: st.DataObject, owner: str, time: int, flag: bool) -> None:
+    """What comes with every message is packed in one go: byte for byte what the attributes one by one would be."""
+    start, lease, before, number = data.draw(times), data.draw(u64), data.draw(u64), data.draw(u64)
+    one = ((start, start + data.draw(st.integers(1, 2000))),)
+    puts = before.to_bytes(8, "little")
+    ext = Ext(lease=lease, deadline=time + 5, owner=owner, put_at=time, policy=puts + number.to_bytes(8, "little"))
+    delivered = Delivered(time, one, lease, owner, flag, time + 5, number)
+    expected = draft_one_by_one(RecordType.DELIVERED, runs=one, ordered=True, ext=ext, small=flag)
+    assert draft_events(delivered, None, before) == [expected]
+    ext = Ext(lease=lease, put_at=time, policy=puts)
+    assert draft_events(Acked(time, one, lease, flag), None, before) == [
+        draft_one_by_one(RecordType.ACKED, runs=one, ext=ext, small=flag)
+    ]
+    part = data.draw(batches(timed=False, keyed=False))
+    put = Put(time, start, part.count, number if flag else None, before if flag else 0, suspect=flag)
+    with pytest.MonkeyPatch.context() as patch:
+        short = draft_puts(put, [part])
+        patch.setattr(records, "_SHORT", 0)
+        assert [written(each) for each in short] == [written(each) for each in draft_puts(put, [part])]
 
 
 def test_a_put_without_messages() -> None:

@@ -306,3 +306,33 @@ def test_after_a_close_no_message_is_read() -> None:
         assert again.report.whole
         assert leased(again) == {at: b"message %d" % at for at in range(5) if at != 2}
         assert [letter.seq for letter in again.dead_letters()] == [2]
+
+
+class Counting(SimFiles):
+    """Knows how much of each file was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.was_read = 0
+
+    def read_at(self, handle: int, size: int, offset: int) -> bytes:
+        """As always."""
+        data = super().read_at(handle, size, offset)
+        self.was_read += len(data)
+        return data
+
+
+def test_after_a_kill_what_the_snapshot_knows_is_read_once() -> None:
+    """To see that it is whole; what messages are in there need not be found out again."""
+    before = Counting()
+    with opened(before, segment_bytes=1 << 20) as queue:
+        for at in range(3000):
+            queue.put(b"%d" % at)
+        queue._snapshot()
+        queue.put(b"last")
+        files = Counting()
+        files.__dict__.update(before.crash("kill").__dict__)
+        size = sum(len(data) for path, data in files.tree().items() if path.endswith(".log"))
+    with opened(files, segment_bytes=1 << 20) as queue:
+        assert size < files.was_read < 1.6 * size
+        assert leased(queue) == {at: b"%d" % at for at in range(3000)} | {3000: b"last"}

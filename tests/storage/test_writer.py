@@ -1,7 +1,10 @@
 """Record numbers, rolls and the order of durable things, seen from the operations of the disk."""
 
+from collections.abc import Callable
+
 import pytest
 
+from daskqueue_storage import writer
 from daskqueue_storage.body import Draft
 from daskqueue_storage.errors import RecordTooLarge
 from daskqueue_storage.format import MAX_BODY, RecordHeader, RecordType, record_salt
@@ -55,6 +58,32 @@ def test_a_segment_is_finished_before_the_next_one_begins(sync: str) -> None:
         words = [entry.split()[0] for entry in files.history[before:]]
         assert words[:7] == ["append", "sync", "create", "append", "sync", "sync_dir", "append"]
         assert words[7:] == (["sync"] if sync == "batch" else [])
+
+
+class Prompt(SimFiles):
+    """Does at once what may be done in the background."""
+
+    def soon(self, action: Callable[[], None]) -> bool:
+        """Now."""
+        action()
+        return True
+
+
+@pytest.mark.parametrize(("sync", "words"), [("none", "aasaasa"), (1.0, "aasaasa"), ("batch", "asasasasas")])
+def test_much_that_is_not_synced_is_synced_in_the_background(
+    sync: str | float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the end of the segment need not wait for all of it. Where everybody syncs there is never much."""
+    monkeypatch.setattr(writer, "FLUSH_BYTES", 2000)
+    files = Prompt()
+    with SegmentedLog("/log", files=files, sync=sync) as log:
+        log.append(b"the first begins the segment")
+        log.sync()
+        before = files.ops
+        for _ in range(5):
+            log.append(bytes(1000))
+        assert "".join(entry[0] for entry in files.history[before:]) == words
+        assert log.read(1, 9) == [bytes(1000)] * 5
 
 
 def test_nothing_is_created_before_there_is_something_to_write() -> None:

@@ -303,4 +303,5 @@ class DiskPayloads(Payloads):
         super()._let_go(entry, start, stop)
         if entry.live == 0 and isinstance(entry, DiskEntry) and entry.place is not None:
             self.shelf.release(entry.place)
+            self.shelf.forget()
             entry.place = None

@@ -92,7 +92,7 @@ class Shelf:
             if handle is not None and not self._files.soon(partial(self._files.close, handle)):
                 self._files.close(handle)
         del self.segments[:count]
-        self._last = self.whole = None
+        self.forget()
 
     def hold(self, place: Place) -> None:
         """Somebody needs that record."""
@@ -157,12 +157,16 @@ class Shelf:
             tags=once(batch.tags, batch.tags),  # type: ignore[arg-type]
         )
 
+    def forget(self) -> None:
+        """What was read last is of no use any more."""
+        self._last = self.whole = None
+
     def close(self) -> None:
         """Let go of all files."""
         for handle in self._handles.values():
             self._files.close(handle)
         self._handles.clear()
-        self._last = self.whole = None
+        self.forget()
 
     def _handle(self, path: str) -> int:
         handle = self._handles.get(path)
