@@ -1,7 +1,8 @@
 """The store: speed, memory and disk of 100-byte messages, each of them different, beside peers and the bare file.
 
 The raw write of the same bytes is in the same run and first in its group, so the ratios say what the machine can do at
-this minute. `DASKQUEUE_BENCH_LIVE` is how many messages live in the tests of memory and opening (default 1,000,000; put
+this minute; beside it what must be done to them in any case (`Floor`) and what the rules cost without a disk (`Core`).
+`DASKQUEUE_BENCH_LIVE` is how many messages live in the tests of memory and opening (default 1,000,000; put
 one by one a fifth of them), `DASKQUEUE_BENCH_CYCLES` how many go through one queue.
 """
 
@@ -21,7 +22,22 @@ from typing import Any
 
 import psutil
 import pytest
-from storage_peers import PEERS, DiskCache, LiteQueue, Lmdb, Log, PersistQueue, Queue, QueueLib, Raw, Sqlite, Store
+from storage_peers import (
+    BATCH,
+    PEERS,
+    Core,
+    DiskCache,
+    Floor,
+    LiteQueue,
+    Lmdb,
+    Log,
+    PersistQueue,
+    Queue,
+    QueueLib,
+    Raw,
+    Sqlite,
+    Store,
+)
 
 from daskqueue_storage import DurableQueue
 
@@ -35,7 +51,7 @@ S7 = "S7 memory and disk of what lives"
 S8 = "S8 opening"
 S9 = "S9 put, lease and ack through one queue"
 
-SIZE, BATCH = 100, 1_000
+SIZE = 100
 LIVE = int(os.environ.get("DASKQUEUE_BENCH_LIVE", 1_000_000))
 CYCLES = int(os.environ.get("DASKQUEUE_BENCH_CYCLES", 10_000_000))
 _BYTES = random.Random(1).randbytes(SIZE * BATCH * 50)
@@ -112,7 +128,7 @@ def _some(kind: type[Store], count: int) -> int:
 
 
 @pytest.mark.benchmark(group=S1)
-@pytest.mark.parametrize("kind", [Raw, Log, Queue, *PEERS])
+@pytest.mark.parametrize("kind", [Raw, Floor, Core, Log, Queue, *PEERS])
 def test_put_batches(benchmark: Any, tmp_path: Path, kind: type[Store]) -> None:
     """Target: 8 M/s, three times LMDB."""
     rounds(benchmark, kind, tmp_path, _some(kind, 1_000_000), put_batches)
@@ -149,21 +165,23 @@ def test_peers_put_singles_durably(benchmark: Any, tmp_path: Path, kind: type[St
 
 
 @pytest.mark.benchmark(group=S4)
-@pytest.mark.parametrize("kind", [Queue, Lmdb, Sqlite, QueueLib])
+@pytest.mark.parametrize("kind", [Queue, Floor, Core, Lmdb, Sqlite, QueueLib])
 def test_take_batches(benchmark: Any, tmp_path: Path, kind: type[Store]) -> None:
     """Target: 8 M/s, with the records of both."""
     rounds(benchmark, kind, tmp_path, _some(kind, 1_000_000), take_batches, fill=True)
 
 
 @pytest.mark.benchmark(group=S5)
-@pytest.mark.parametrize("kind", [Queue, *PEERS])
+@pytest.mark.parametrize("kind", [Queue, Core, *PEERS])
 def test_take_singles(benchmark: Any, tmp_path: Path, kind: type[Store]) -> None:
     """Target: 150,000/s."""
     rounds(benchmark, kind, tmp_path, 1_000 if kind.share < 0.1 else 10_000, take_singles, fill=True)
 
 
 @pytest.mark.benchmark(group=S6)
-@pytest.mark.parametrize("kind", [Raw, Log, Queue, Lmdb, Sqlite, QueueLib, LiteQueue, PersistQueue, DiskCache])
+@pytest.mark.parametrize(
+    "kind", [Raw, Floor, Core, Log, Queue, Lmdb, Sqlite, QueueLib, LiteQueue, PersistQueue, DiskCache]
+)
 def test_put_singles(benchmark: Any, tmp_path: Path, kind: type[Store]) -> None:
     """Each by itself."""
     rounds(benchmark, kind, tmp_path, 1_000 if kind.share < 0.1 else 10_000, put_singles)

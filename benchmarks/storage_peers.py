@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 from typing import Any
+from zlib import crc32
 
 import pytest
 
+from daskqueue_core.queue import TransientQueue
 from daskqueue_storage import DurableQueue, SegmentedLog
 
 __all__ = [
+    "BATCH",
     "PEERS",
+    "Core",
     "DiskCache",
+    "Floor",
     "LiteQueue",
     "Lmdb",
     "Log",
@@ -31,6 +37,7 @@ __all__ = [
     "Store",
 ]
 
+BATCH = 1_000
 _KEY = Struct(">Q")
 
 
@@ -72,6 +79,57 @@ class Raw(Store):
 
     def close(self) -> None:
         os.close(self._file)
+
+
+class Floor(Store):
+    """What any store of this design does to the bytes, and nothing else: what is left for rules and bookkeeping."""
+
+    who = "join, lengths, crc32, write; read, crc32"
+
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        super().__init__(path, durable=durable)
+        self._file = os.open(path / "messages", os.O_CREAT | os.O_RDWR)
+        self._events = os.open(path / "events", os.O_CREAT | os.O_RDWR)
+        self._end = self._at = 0
+        self._records: list[int] = []  # their sizes
+
+    def put(self, batch: Sequence[bytes]) -> None:
+        body = b"".join(batch)
+        lengths = list(map(len, batch))
+        header = bytes(60) + crc32(body).to_bytes(4, "little")
+        self._end += os.pwritev(self._file, (header, body), self._end)
+        self._records.append(64 + sum(lengths))
+
+    def take(self, count: int) -> int:
+        assert count == BATCH, "it reads whole records"
+        size = self._records.pop(0)
+        data = os.pread(self._file, size, self._at)
+        assert crc32(memoryview(data)[64:]).to_bytes(4, "little") == data[60:64]
+        self._at += size
+        for _ in ("delivered", "acked"):
+            os.write(self._events, bytes(128))
+        return count
+
+    def close(self) -> None:
+        os.close(self._file)
+        os.close(self._events)
+
+
+class Core(Store):
+    """The same queue in memory: what the rules cost, without a disk."""
+
+    who = "core's TransientQueue, in memory"
+
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        super().__init__(path, durable=durable)
+        self._queue = TransientQueue(clock=time.monotonic_ns)
+
+    def put(self, batch: Sequence[bytes]) -> None:
+        self._queue.put_many(batch)
+
+    def take(self, count: int) -> int:
+        lease = self._queue.lease(count)
+        return 0 if lease is None else self._queue.ack(lease)
 
 
 class Log(Store):
