@@ -142,7 +142,7 @@ class LedgerView(LedgerState):
     def holds_suspect(self, owner: str) -> bool:
         """Whether a message that may kill its worker is with `owner` now."""
         counts = self._counts
-        if not counts[0x13] + counts[0x33] + counts[0x53] + counts[0x73]:
+        if not counts[0x13] + counts[0x33] + counts[0x53] + counts[0x73]:  # `HELD_SUSPECT`: asked at every lease
             return False
         return any(self.pages.select(clean(lease.runs), HELD_SUSPECT) for lease in self.leases.of(owner))
 

@@ -69,7 +69,7 @@ class Shelf:
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._last: tuple[Place, RecordHeader, memoryview] | None = None
         self.whole: Entry | None = None
-        """The batch that was read last, with its payload: it is often leased bit by bit."""
+        """The batch that was read and verified last, with its payload: it is often leased bit by bit."""
         self._interned: dict[object, object] = {}
         self.damaged = on_damage
         self.segments: list[SegmentInfo] = []  # ascending
