@@ -139,7 +139,7 @@ def test_the_short_way_writes_the_same(data: st.DataObject, owner: str, time: in
     put = Put(time, start, part.count, number if flag else None, before if flag else 0, suspect=flag)
     with pytest.MonkeyPatch.context() as patch:
         short = draft_puts(put, [part])
-        patch.setattr(records, "_SHORT", 0)
+        patch.setattr(records, "SHORT", 0)
         assert [written(each) for each in short] == [written(each) for each in draft_puts(put, [part])]
 
 

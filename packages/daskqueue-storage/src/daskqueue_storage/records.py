@@ -19,9 +19,9 @@ says nothing, and what only the living queue needs (stale reports, blobs of atte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from struct import Struct, calcsize
+from struct import Struct
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -46,14 +46,15 @@ from daskqueue_core.events import (
 from daskqueue_core.outcomes import Failure, Report
 from daskqueue_storage import plain
 from daskqueue_storage.body import Contents, Draft, Ext, draft, parse
-from daskqueue_storage.format import MAX_COUNT, Flag, RecordHeader, RecordType, padded
+from daskqueue_storage.format import MAX_COUNT, Flag, RecordHeader, RecordType
+from daskqueue_storage.packed import PLACE, SHORT, acked, delivered, put_attributes
 
 __all__ = ["PutRecord", "Sizes", "draft_copy", "draft_events", "draft_puts", "event_of", "payload_of", "put_of"]
 
 INLINE_SHARED: Final = 8192  # what is larger does not fit the attributes
-_PLACE = Struct("<QIIIIIB")
 _U64 = Struct("<Q")
 _PAYLOAD_FLAGS: Final = int(Flag.PAYLOADS | Flag.FIXED | Flag.BLOCK)
+_EXT: Final = int(Flag.EXT)
 _FIXED: Final = int(Flag.PAYLOADS | Flag.FIXED)
 _BLOCK: Final = int(Flag.PAYLOADS | Flag.BLOCK)
 
@@ -128,19 +129,19 @@ def _draft_put(event: Put, batch: Batch, following: int, *, goes_on: bool = Fals
         batch.max_crashes,
     )
     parts: tuple[bytes | memoryview, ...]
-    if event.ready_at or event.expires_at or batch.keys or len(rest) >= _SHORT - _PLACE.size:
+    if event.ready_at or event.expires_at or batch.keys or len(rest) >= SHORT - PLACE.size:
         ext = Ext(
             event.ready_at or None,
             event.expires_at or None,
             None if event.producer is None else (event.producer, event.number),
             put_at=event.time,
             client=(batch.client, batch.first),
-            policy=_PLACE.pack(*place) + rest,
+            policy=PLACE.pack(*place) + rest,
         )
         made = draft(RecordType.PUT, runs=((0, count),) if count else (), ext=ext, keys=batch.keys)
         flags, parts, blen, crc = made.flags, made.parts, made.blen, made.bcrc
     else:
-        attributes = _plain_put(event, batch, place, rest)
+        attributes = put_attributes(event, batch, place, rest)
         flags, parts, blen, crc = _EXT, (attributes,), len(attributes), crc32(attributes)
     aux = 0
     tail: tuple[bytes, ...]
@@ -189,10 +190,10 @@ def put_of(header: RecordHeader, body: bytes | memoryview) -> PutRecord:
     found = parse(header._replace(flags=header.flags & ~_PAYLOAD_FLAGS), body)
     ext = found.ext
     policy = ext.policy or b""
-    if len(policy) < _PLACE.size:
+    if len(policy) < PLACE.size:
         raise ValueError("a put without the attributes of its batch")
-    offset, following, times, outside, lengths, size, bits = _PLACE.unpack_from(policy)
-    rest = _load_attributes(policy[_PLACE.size :])
+    offset, following, times, outside, lengths, size, bits = PLACE.unpack_from(policy)
+    rest = _load_attributes(policy[PLACE.size :])
     kind, tags, keep, function, shared, control, resent, max_crashes = rest
     sizes = Sizes(times, outside, lengths, size)
     client, first = ext.client or (0, 0)
@@ -253,12 +254,12 @@ def draft_events(event: Event, ride: Ride, puts: int) -> list[Draft]:
     """
     assert not isinstance(event, Put)
     if len(event.runs) == 1:
-        if isinstance(event, Delivered) and len(event.owner) < _SHORT and event.owner.isascii():
-            return [_plain_delivered(event, puts)]
+        if isinstance(event, Delivered) and len(event.owner) < SHORT and event.owner.isascii():
+            return [delivered(event, puts)]
         if isinstance(event, Acked) and (not isinstance(ride, Report) or not ride.values):
             start, stop = event.runs[0]
             if stop - start <= MAX_COUNT:
-                return [_plain_acked(event, puts)]
+                return [acked(event, puts)]
     before = _U64.pack(puts)
     if isinstance(event, Delivered):
         ext = Ext(
@@ -281,58 +282,6 @@ def draft_events(event: Event, ride: Ride, puts: int) -> list[Draft]:
     kind, ext, small = _shape(event)
     ext = ext._replace(policy=before)
     return [_draft_failed(event, kind, ext, small, runs, ride) for runs in _pieces(event.runs)]
-
-
-# What comes with every lease, as `draft` would make it: one pack instead of a loop over attributes.
-
-
-def _plain_delivered(event: Delivered, puts: int) -> Draft:
-    time, runs, lease, owner, once, deadline, request = event
-    size = len(owner)
-    pack, blen = _packing(size)
-    body = pack(blen, 4, 8, lease, 5, 8, deadline, 6, size, owner.encode(), 8, 8, time, 13, 16, puts, request)
-    start, stop = runs[0]
-    return _new(Draft, (_DELIVERED, _EXT, once, stop - start, start, 0, (body,), blen, crc32(body)))
-
-
-def _plain_acked(event: Acked, puts: int) -> Draft:
-    time, runs, lease, keep = event
-    body = _pack_acked(_ACKED_SIZE, 4, 8, lease, 8, 8, time, 13, 8, puts)
-    start, stop = runs[0]
-    return _new(Draft, (_ACKED, _EXT, keep, stop - start, start, 0, (body,), _ACKED_SIZE, crc32(body)))
-
-
-def _plain_put(event: Put, batch: Batch, place: tuple[int, ...], rest: bytes) -> bytes:
-    policy = _PLACE.size + len(rest)
-    pack, size = _put_packing(len(rest), event.producer is not None)
-    named = () if event.producer is None else (3, 16, event.producer, event.number)
-    return pack(size, *named, 8, 8, event.time, 12, 16, batch.client, batch.first, 13, policy, *place, rest)
-
-
-@lru_cache(maxsize=256)
-def _put_packing(rest: int, has_producer: bool) -> tuple[Callable[..., bytes], int]:
-    return _padded(f"<H{'BBQQ' if has_producer else ''}BBQBBQQBB{_PLACE.format[1:]}{rest}s")
-
-
-@lru_cache(maxsize=256)
-def _packing(size: int) -> tuple[Callable[..., bytes], int]:
-    """How the attributes of a DELIVERED to an owner of that many bytes are packed, and how long they are."""
-    return _padded(f"<HBBQBBQBB{size}sBBQBBQQ")
-
-
-def _padded(layout: str) -> tuple[Callable[..., bytes], int]:
-    size = padded(calcsize(layout))
-    return Struct(f"{layout}{size - calcsize(layout)}x").pack, size
-
-
-_new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor
-_SHORT: Final = 256  # bytes in one attribute
-_DELIVERED: Final = int(RecordType.DELIVERED)
-_ACKED: Final = int(RecordType.ACKED)
-_EXT: Final = int(Flag.EXT)
-_ACKED_LAYOUT: Final = Struct("<HBBQBBQBBQ")
-_ACKED_SIZE: Final = _ACKED_LAYOUT.size
-_pack_acked: Final = _ACKED_LAYOUT.pack
 
 
 def _draft(kind: RecordType, runs: Sequence[Run], ext: Ext, small: int) -> Draft:
