@@ -141,7 +141,6 @@ def test_files_are_exchanged_while_nobody_syncs() -> None:
     assert order == ["exclusive"]
     disk.may_end.release()
     commit.wait(2)
-    commit.drain()
     assert disk.handles == [5, 6]
 
 
@@ -161,9 +160,26 @@ def test_a_flush_is_a_sync_that_nobody_waits_for() -> None:
     disk.may_end.release()
     leader.join(30)
     commit.wrote(3, 5)
-    commit.drain()
+    commit.end(lambda: None)
     commit.flush()
     assert (disk.handles, commit.synced) == ([5, 5], 2)
+
+
+def test_a_file_is_closed_when_nobody_syncs() -> None:
+    """At once, or by who syncs, when that is done."""
+    closed: list[str] = []
+    Commit(Disk().sync).end(lambda: closed.append("at once"))
+    assert closed == ["at once"]
+    disk = Disk()
+    commit = Commit(disk.sync)
+    commit.wrote(1, 5)
+    leader = Waiter(commit, 1)
+    assert disk.began.acquire(timeout=30)
+    commit.end(lambda: closed.append("by the leader"))
+    assert closed == ["at once"]
+    disk.may_end.release()
+    leader.join(30)
+    assert (closed, leader.ended) == (["at once", "by the leader"], "durable")
 
 
 def test_who_waits_is_told_that_a_flush_failed() -> None:

@@ -33,6 +33,7 @@ class Commit:
         self._leading = self._ended = False
         self._written = (0, -1)  # one attribute, so that a leader without the writer's lock reads a true pair
         self._synced = 0
+        self._close: Callable[[], None] | None = None
         self.failure: OSError | None = None
         self.syncs = 0
 
@@ -95,12 +96,17 @@ class Commit:
         finally:
             self._done()
 
-    def drain(self) -> None:
-        """Return when nobody syncs, and nobody flushes any more: the file may be closed."""
+    def end(self, close: Callable[[], None]) -> None:
+        """`close` the file as soon as nobody syncs: now, or whoever does it will.
+
+        Not waited for: in a fork, or when Python is ending, that thread may be gone.
+        """
         with self._turn:
-            while self._leading:
-                self._turn.wait()
             self._ended = True
+            if self._leading:
+                self._close = close
+                return
+        close()
 
     def _lead(self) -> None:
         try:
@@ -124,3 +130,6 @@ class Commit:
         with self._turn:
             self._leading = False
             self._turn.notify_all()
+            close, self._close = self._close, None
+        if close is not None:
+            close()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -204,9 +205,8 @@ class LogWriter:
     def dispose(self) -> None:
         """Let go of the file, whatever became of it."""
         with self.lock:
-            self._commit.drain()
             if self._file is not None:
-                self._files.close(self._file.handle)
+                self._commit.end(partial(self._files.close, self._file.handle))
                 self._file = None
 
     def begin(self) -> None:
