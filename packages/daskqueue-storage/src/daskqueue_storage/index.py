@@ -35,6 +35,7 @@ __all__ = ["Snapshot", "decode_snapshot", "encode_snapshot"]
 
 VERSION: Final = 2
 _NOWHERE: Final = 2**64 - 1
+_KEYS: Final = Outcome._fields.index("keys")  # of who reads what is kept: the queue itself has them elsewhere
 _COLUMNS: Final = (
     "QQQIQQQQQQQQQI"  # base, count, put_at, route, live, known, segno, pos, body, client, first, offset, ...
 )
@@ -137,7 +138,7 @@ def decode_snapshot(body: bytes | memoryview, segments: Mapping[int, SegmentInfo
 
 
 def _outcome(outcome: Outcome) -> tuple[Any, ...]:
-    return tuple(outcome)
+    return outcome[:_KEYS]
 
 
 def _batch(batch: Batch) -> tuple[Any, ...]:
