@@ -9,12 +9,13 @@ What a caller may count on, and what it must not (this is what `SimFiles` takes 
 - A failed `sync` may have lost any of the unsynced bytes, and the next one may succeed nevertheless.
 - `link` is atomic, also on a network file system, where its answer may be lost: then the link count tells.
 
-Weaker elsewhere than on Linux: macOS syncs with F_FULLFSYNC; without pwritev (Windows) a batch is joined and written;
-without /proc no foreign process is ever known to be dead.
+Weaker elsewhere than on Linux: no room is kept for later; macOS syncs with F_FULLFSYNC; without pwritev (Windows) a
+batch is joined and written; without /proc no foreign process is ever known to be dead.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
@@ -25,7 +26,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from functools import cache
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 __all__ = [
     "FULL_DISK",
@@ -99,6 +101,13 @@ class Files(Protocol):
 
     def truncate(self, handle: int, size: int) -> None:
         """Cut the file."""
+        ...
+
+    def allocate(self, handle: int, offset: int, size: int) -> bool:
+        """Room on the disk for these bytes, whatever else fills it, until a `truncate`; the file gets no longer.
+
+        False: this file system cannot. `OSError`: there is no such room.
+        """
         ...
 
     def sync(self, handle: int) -> None:
@@ -251,6 +260,16 @@ class OsFiles:
     def truncate(self, handle: int, size: int) -> None:
         os.ftruncate(handle, size)
 
+    def allocate(self, handle: int, offset: int, size: int) -> bool:
+        fallocate = _fallocate()
+        while fallocate is not None and fallocate(handle, _KEEP_SIZE, offset, size):
+            code = ctypes.get_errno()
+            if code in FULL_DISK:
+                raise OSError(code, os.strerror(code))
+            if code != errno.EINTR:
+                return False
+        return fallocate is not None
+
     def sync(self, handle: int) -> None:
         if sys.platform == "darwin":
             import fcntl
@@ -354,7 +373,20 @@ class OsFiles:
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _HAS_PWRITEV = hasattr(os, "pwritev")
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_KEEP_SIZE: Final = 1
 _known: dict[str, Identity] = {}
+
+
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """Linux's own: what POSIX has makes the file longer."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    found: Any = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return cast("Callable[[int, int, int, int], int] | None", found)
 
 
 def _boot_id() -> bytes:

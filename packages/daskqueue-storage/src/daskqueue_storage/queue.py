@@ -33,7 +33,7 @@ from daskqueue_core.queue import TransientQueue
 from daskqueue_core.replay import fitting
 from daskqueue_storage.access import at_the_door
 from daskqueue_storage.directory import uuid_text
-from daskqueue_storage.errors import ClosedError, DamagedRecord, RecordTooLarge, StorageError
+from daskqueue_storage.errors import ClosedError, DamagedRecord, DiskFullError, RecordTooLarge, StorageError
 from daskqueue_storage.files import Files, OsFiles
 from daskqueue_storage.format import MAX_COUNT
 from daskqueue_storage.index import encode_snapshot
@@ -464,17 +464,22 @@ class DurableQueue(TransientQueue):
     def _make_room_on_disk(self) -> None:
         """Of two snapshots the older must know a segment that goes: where that frees much, two are written."""
         store = self._store
-        self._squeeze(1, self._segment_bytes)
-        store.log.begin()  # one that is full may go, too
-        for _ in range(2):
-            known, going = store.retirable(store.log.next_rno), store.retirable()
-            if known == going:
-                break
-            free = sum(info.valid for info in store.shelf.segments[going:known])
-            if free < SNAPSHOT_SHARE * self._last_size and store.shelf.live:
-                break
-            self._snapshot()
-        store.retire()
+        try:
+            self._squeeze(1, self._segment_bytes)
+            store.log.begin()  # one that is full may go, too
+        except DiskFullError as problem:
+            _log.info("%s: nothing is copied: %s", store.root, problem)
+        try:
+            for _ in range(2):
+                known, going = store.retirable(store.log.next_rno), store.retirable()
+                if known == going:
+                    break
+                free = sum(info.valid for info in store.shelf.segments[going:known])
+                if free < SNAPSHOT_SHARE * self._last_size and store.shelf.live:
+                    break
+                self._snapshot()
+        finally:
+            store.retire()  # a full disk needs it most
 
     def _tidy(self, step: Callable[[], object]) -> None:
         """What was asked for is done; that this is not possible now is no error of it."""

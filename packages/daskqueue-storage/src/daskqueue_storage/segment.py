@@ -118,6 +118,8 @@ class SegmentFile:
         self.handle = handle
         self.info = info
         self.end = info.valid
+        self.reserved = 0
+        """Up to here the disk has room for what is to be written, whatever else fills it."""
         self.broken = False
 
     @classmethod
@@ -148,7 +150,20 @@ class SegmentFile:
             raise
         self.end = self.info.valid = end + size + pad
 
+    def claim(self, size: int) -> bool:
+        """Reserve room for the next `size` bytes; `OSError` if there is none. False: this file system cannot."""
+        if not self._files.allocate(self.handle, self.end, size):
+            return False
+        self.reserved = max(self.reserved, self.end + size)
+        return True
+
+    def trim(self) -> None:
+        """Give back what was reserved and not written."""
+        if self.reserved > self.end and not self.broken:
+            self._rewind(self.end)
+
     def _rewind(self, end: int) -> None:
+        self.reserved = 0
         try:
             self._files.truncate(self.handle, end)
         except OSError:

@@ -21,9 +21,9 @@ from daskqueue_core.contents import Ride
 from daskqueue_core.events import Event
 from daskqueue_storage.body import Draft, draft, parse
 from daskqueue_storage.directory import check_safe, create_layout, read_format, remove_garbage, uuid_text
-from daskqueue_storage.errors import DamagedLog, NotAQueue
+from daskqueue_storage.errors import DamagedLog, DiskFullError, NotAQueue
 from daskqueue_storage.files import Files, read_or_zeros, remove_quietly
-from daskqueue_storage.format import FILE_HEADER_SIZE, RecordHeader, RecordType
+from daskqueue_storage.format import FILE_HEADER_SIZE, RecordHeader, RecordType, record_size
 from daskqueue_storage.index import Snapshot, decode_snapshot
 from daskqueue_storage.lock import Lease, acquire
 from daskqueue_storage.records import event_of
@@ -41,6 +41,8 @@ _log = logging.getLogger("daskqueue_storage")
 _PARTS: Final = ("log", "index")
 _U64 = Struct("<Q")
 _INDEX_SEGMENT_BYTES: Final = 2**32
+_RESERVE_SHARE: Final = 16
+"""So small a part of a LogSegment is kept free in the index for consumers, when producers have filled the disk."""
 _NO_EVENTS: Final = frozenset(
     [RecordType.SNAPSHOT, RecordType.EPOCH, RecordType.ROLL, RecordType.CLOSE, RecordType.RETIRED, RecordType.RESULTS]
 )
@@ -212,9 +214,9 @@ class QueueStore:
                 raise DamagedLog(root, report)
             _log.warning("%s: %s", root, report)
         writers = {}
-        for part, size, add in (
-            ("log", segment_bytes, self.shelf.add),
-            ("index", _INDEX_SEGMENT_BYTES, self.index_segments.append),
+        for part, size, reserve, add in (
+            ("log", segment_bytes, 0, self.shelf.add),
+            ("index", _INDEX_SEGMENT_BYTES, segment_bytes // _RESERVE_SHARE, self.index_segments.append),
         ):
             origin = self._found[part].origin
             writers[part] = LogWriter(
@@ -229,6 +231,7 @@ class QueueStore:
                 ),
                 sync=sync,
                 segment_bytes=size,
+                reserve_bytes=reserve,
                 on_segment=add,
             )
             setattr(self, part, writers[part])
@@ -269,6 +272,7 @@ class QueueStore:
 
     def write_snapshot(self, covered: int, body: bytes) -> None:
         """A new IndexSegment that begins with it; the one before the last two goes."""
+        self.index.check_room(record_size(len(body)))  # a segment that was ended and has no next would take no record
         self.log.sync()  # it speaks of records that must not be lost after it
         self.index.roll()
         placed = self.index.append(draft(RecordType.SNAPSHOT, block=body))
@@ -302,10 +306,14 @@ class QueueStore:
 
     def _let_go(self, writer: LogWriter, segments: Sequence[SegmentInfo], count: int) -> None:
         """Record it, sync, verify, then unlink."""
-        writer.begin()
         doomed, kept = list(segments[:count]), segments[count]
         runs = [(info.segno, info.segno + 1) for info in doomed]
-        writer.append(draft(RecordType.RETIRED, runs=runs, block=_U64.pack(kept.base_rno)))
+        record = draft(RecordType.RETIRED, runs=runs, block=_U64.pack(kept.base_rno))
+        try:
+            writer.append(record)
+        except DiskFullError:
+            self.index.lend()  # more than that is about to be free
+            writer.append(record)
         writer.start = kept.base_rno
         writer.sync()
         for info in doomed:
@@ -313,6 +321,10 @@ class QueueStore:
 
     def append_puts(self, drafts: Sequence[Draft]) -> list[Placed]:
         """The records of one put, one behind the other."""
+        if self.index.segment is None:
+            self.index.begin()  # while there is room: consumers need it
+        if self.index.is_short and not self.index.has_reserve():
+            raise DiskFullError(self.root, "no room but for what consumers have to say")
         with self.log.lock:
             return [self.log.append(one) for one in drafts]
 
@@ -325,7 +337,7 @@ class QueueStore:
         """End both logs, give the lock back."""
         clean = False
         try:
-            clean = all([self.log.close(), self.index.close()])
+            clean = all([self.index.close(), self.log.close()])  # what the index kept for later is there for the log
         finally:
             self.abandon(clean=clean)
 

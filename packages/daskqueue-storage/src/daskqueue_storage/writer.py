@@ -10,6 +10,9 @@ Invariants, in the order in which they are relied upon:
 - A segment's ROLL is durable before the next segment exists, under every sync policy.
 - `commit` returns after: written, synced as the policy says, lease verified. In this order: whoever took over since
   read the directory after our sync or seals it without what we did not sync, and then we do not get past the last step.
+- With `reserve_bytes` a record that fits in them finds room, also on a disk that is full, where the file system can
+  promise it; `is_short` says that they could not be made whole again. What is more than they hold is refused before
+  any of it is written, so that they stay for what is smaller.
 - At most MAX_COUNT message numbers are not durable; that is how many the next epoch skips after an unclean end, so that
   no number is ever given twice.
 """
@@ -108,6 +111,7 @@ class LogWriter:
         origin: Origin,
         sync: str | float,
         segment_bytes: int,
+        reserve_bytes: int = 0,
         on_segment: Callable[[SegmentInfo], None] = lambda info: None,
     ) -> None:
         self.lock = threading.RLock()
@@ -119,6 +123,9 @@ class LogWriter:
         self._lease = lease
         self._sync = sync
         self._segment_bytes = min(segment_bytes, _MAX_SEGMENT)
+        self._reserve_bytes = reserve_bytes
+        self.is_short = False
+        """The disk had no room for all of the reserve."""
         self._on_segment = on_segment
         self._commit = Commit(files.sync)
         self._file: SegmentFile | None = None
@@ -197,6 +204,7 @@ class LogWriter:
                 self._room_for(0)
                 self._seal(RecordType.CLOSE)
                 self._commit.wait(self._commit.written)
+                self._file.trim()
             except (SyncFailed, StorageError, OSError) as problem:
                 _log.warning("%s was not closed cleanly, the next opener will scan its end: %s", self._root, problem)
                 return False
@@ -231,6 +239,46 @@ class LogWriter:
             except OSError as problem:
                 raise self._refused(problem) from problem
 
+    # --------------------------------------------------------------------------------------------------- the reserve
+
+    def has_reserve(self) -> bool:
+        """Whether it is whole, or can be made so now."""
+        if self.is_short:
+            with self.lock:
+                if self._file is not None:
+                    self._claim(self._file, 0)
+        return not self.is_short
+
+    def check_room(self, size: int) -> None:
+        """`DiskFullError` unless a new segment with a record of `size` finds room, if need be in the reserve."""
+        with self.lock:
+            file = self._file
+            if file is None or not self._reserve_bytes:
+                return  # nothing is known before it is tried
+            needed = FILE_HEADER_SIZE + 2 * _SEAL_SIZE + size + self._reserve_bytes // 64  # blocks are not cut to fit
+            self._claim(file, needed)
+            if self.is_short and file.end + needed > file.reserved:
+                raise DiskFullError(self._root, "no room for what would free some")
+
+    def lend(self) -> None:
+        """Give the reserve back to the disk, until the next record: so that something can be done that frees more."""
+        with self.lock:
+            if self._file is not None and self._reserve_bytes:
+                self._file.trim()
+                self.is_short = True
+
+    def _claim(self, file: SegmentFile, size: int) -> None:
+        """Room for a record of `size` and behind it the reserve, or as much of that as there is."""
+        rest = self._reserve_bytes
+        while rest > self._reserve_bytes >> 6 and file.end + size + rest > file.reserved:
+            try:
+                if not file.claim(size + rest):
+                    self._reserve_bytes = 0  # it cannot be known here: each write finds out
+                break
+            except OSError:
+                rest >>= 1
+        self.is_short = file.reserved < file.end + size + self._reserve_bytes and self._reserve_bytes > 0
+
     @property
     def next_rno(self) -> int:
         """The number of the next record."""
@@ -262,7 +310,12 @@ class LogWriter:
             base = self.next_seq
             if base + count - self._durable_seq > MAX_COUNT:
                 self._make_durable()
-        file = self._room_for(RECORD_HEADER_SIZE + padded(blen))
+        size = RECORD_HEADER_SIZE + padded(blen)
+        file = self._room_for(size)
+        if self._reserve_bytes and file.end + size + self._reserve_bytes // 2 > file.reserved:
+            self._claim(file, size)
+            if self.is_short and file.end + size > file.reserved:
+                file.claim(size)
         info, pos, rno = file.info, file.end, self._next_rno
         time = self._files.wall_ns()
         if time < self._last_time:
@@ -351,6 +404,8 @@ class LogWriter:
         info.last_time = self._last_time
         if self._part == "log":
             info.index = RecordIndex()
+        if self._file is not None:
+            self._file.trim()  # the new one may need it
         first, header = b"", None
         if rows is not None:
             body = encode_epoch(self.start, list(rows))
@@ -367,6 +422,8 @@ class LogWriter:
         self._commit.began(self._next_rno - 1, made.handle)
         if self._sync != "batch":  # else everybody syncs what he wrote
             self._flush_at = made.end + FLUSH_BYTES
+        if self._reserve_bytes:
+            self._claim(made, 0)
         if old is not None:
             self._files.close(old.handle)
         self._on_segment(info)

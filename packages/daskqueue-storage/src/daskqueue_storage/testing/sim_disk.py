@@ -58,6 +58,7 @@ class SimFile:
         self.durable = bytearray(durable)
         self.cache = bytearray(durable)
         self.pending: list[SimWrite | SimCut] = []
+        self.reserved = 0  # so much room it has on the disk at the least
         self.host = ""  # that wrote last: `cache` is what is seen there
         self.links = 0
         self.mtime_ns = 0
@@ -107,7 +108,7 @@ def survivor(node: SimDir, copies: dict[int, SimFile | SimDir]) -> SimDir:
             return survivor(old, copies)
         new = SimFile(old.number)
         new.durable, new.cache, new.pending = bytearray(old.durable), bytearray(old.cache), list(old.pending)
-        new.host, new.mtime_ns = old.host, old.mtime_ns
+        new.host, new.mtime_ns, new.reserved = old.host, old.mtime_ns, old.reserved
         copies[old.number] = new
         return new
 

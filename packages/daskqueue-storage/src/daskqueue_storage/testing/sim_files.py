@@ -89,6 +89,7 @@ class SimFiles:
         self.living = {self.pid}
         self.clock = [1_000_000_000, 1_700_000_000_000_000_000]  # boot, wall; shared between processes
         self.free: int | None = None
+        self.can_allocate = True
         self.ops = 0
         self.crashed = False
         self.history: list[str] = []
@@ -135,6 +136,7 @@ class SimFiles:
             "living",
             "boot_id",
             "free",
+            "can_allocate",
             "_root",
             "_numbers",
             "_order",
@@ -205,6 +207,18 @@ class SimFiles:
             else:
                 pending += [(f"{path}/{name}", child) for name, child in node.names.items()]
         return found
+
+    def used(self) -> int:
+        """Bytes that are taken, by what is in the files or reserved for them. `free` limits it."""
+        nodes: list[SimFile | SimDir] = [self._root]
+        taken = 0
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, SimFile):
+                taken += _taken(node)
+            else:
+                nodes += node.names.values()
+        return taken
 
     def edit(self, path: str, data: bytes | None) -> None:
         """Replace a file's bytes behind everybody's back, durably; None: remove it."""
@@ -348,7 +362,7 @@ class SimFiles:
                 if plan[0]:
                     self._plans[self.ops + 1] = (plan[0], None)
             if self.free is not None:
-                room = max(0, self.free - self._used() + len(node.cache) - offset)
+                room = max(0, self.free - self.used()) + max(0, _taken(node) - offset)
                 if not room and data:
                     raise OSError(errors.ENOSPC, "no space left on device")
                 data = data[:room]
@@ -367,9 +381,6 @@ class SimFiles:
         apply(node.cache, op)
         node.pending.append(op)
 
-    def _used(self) -> int:
-        return sum(map(len, self.tree().values()))
-
     @_interruptible
     def truncate(self, handle: int, size: int) -> None:
         with self._lock:
@@ -377,6 +388,19 @@ class SimFiles:
             node = self._handles[handle]
             op = SimCut(self._tick(), self.host, size)
             self._write_op(node, op)
+            node.reserved = 0
+
+    @_interruptible
+    def allocate(self, handle: int, offset: int, size: int) -> bool:
+        with self._lock:
+            self._changing(f"allocate {size} at {offset}")
+            node = self._handles[handle]
+            if not self.can_allocate:
+                return False
+            if self.free is not None and self.used() + offset + size - _taken(node) > self.free:
+                raise OSError(errors.ENOSPC, "no space left on device")
+            node.reserved = max(node.reserved, offset + size)
+            return True
 
     @_interruptible
     def sync(self, handle: int) -> None:
@@ -460,7 +484,7 @@ class SimFiles:
             return Stat(False, len(node.cache), 0o600, self.user, node.links, node.mtime_ns, key)
 
     def free_bytes(self, path: str) -> int:
-        return 1 << 40 if self.free is None else max(0, self.free - self._used())
+        return 1 << 40 if self.free is None else max(0, self.free - self.used())
 
     def wall_ns(self) -> int:
         return self.clock[1]
@@ -494,3 +518,7 @@ class SimFiles:
 
     def random_bytes(self, size: int) -> bytes:
         return self.random.randbytes(size)
+
+
+def _taken(node: SimFile) -> int:
+    return max(len(node.cache), node.reserved)
