@@ -8,7 +8,8 @@ Not here: rules about messages (core), files (`store`).
 
 Invariants: what is replayed is what was recorded, so a queue that is opened again holds what it held, up to what a
 power failure may take by the sync policy; then messages are delivered again, never lost. A message whose bytes do not
-verify fails as a dead letter, and the others go on.
+verify fails as a dead letter, and the others go on. Nothing is told, by whichever thread, before it is as safe as the
+sync policy says.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Final, Literal, TypeVar, cast
 
-from daskqueue_core.batch import Part, Run
+from daskqueue_core.batch import Batch, Part, Run
 from daskqueue_core.contents import Ride
+from daskqueue_core.dead_letters import DeadLetter
 from daskqueue_core.events import Acked, Delivered, Event, Failed, Put, Reason, Returned
 from daskqueue_core.handover import HandOver
 from daskqueue_core.names import TaskName
-from daskqueue_core.outcomes import Cursor, Failure, Outcomes, Report
-from daskqueue_core.protocols import DEFAULT_TTL, REPLY_BYTES, Demand, Lease
+from daskqueue_core.outcomes import Cursor, Failure, Outcome, Outcomes, Report
+from daskqueue_core.protocols import DEFAULT_TTL, REPLY_BYTES, Accepted, Demand, Lease, PutAnswer
 from daskqueue_core.queue import TransientQueue
 from daskqueue_core.replay import fitting
 from daskqueue_storage.access import at_the_door
@@ -82,6 +84,8 @@ class DurableQueue(TransientQueue):
     """What opening found."""
     taken_back: int = 0
     """Messages that were delivered when the directory was left, to owners that are not here any more."""
+    _owed: Placed | None = None  # what was recorded in this operation and must last
+    _last: Placed | None = None  # the same, of all operations
 
     @at_the_door
     def __init__(
@@ -120,8 +124,7 @@ class DurableQueue(TransientQueue):
         self._turn = Turn()
         self._in_turn = _Operation(self)
         self._closed = False
-        self._owed: Placed | None = None
-        self._putting: Placed | None = None
+        self._putting: Placed | None = None  # the last record of the last put
         self._covered = 0  # the first record number of the log that no event here has come from
         self._grown = self._last_size = 0
         self._snapshot_at = segment_bytes // INDEX_SHARE
@@ -298,7 +301,7 @@ class DurableQueue(TransientQueue):
         if placed is None:
             return
         if self._must_last(event, ride):
-            self._owed = placed
+            self._owed = self._last = placed
         else:
             store.index.verify()  # it may be lost, but who was replaced may not even say it
 
@@ -328,20 +331,29 @@ class DurableQueue(TransientQueue):
             self._rolled = True
 
     def _commit(self, event: Put) -> None:
+        self._await_put()
+        super()._commit(event)
+
+    def _await_put(self) -> None:
+        """All that was put is as safe as it must be. Others may have the queue meanwhile, but not what we owe."""
         placed = self._putting
         assert placed is not None
-        if self._sync == "batch":
-            with self._turn.away():
-                self._store.log.commit(placed)
-        else:
+        if self._sync != "batch":
             self._store.log.commit(placed)
-        super()._commit(event)
+            return
+        owed, self._owed = self._owed, None
+        with self._turn.away():
+            self._store.log.commit(placed)
+        self._owed = owed
+
+    def _owe_what_is_told(self) -> None:
+        """What is read now is told when it is safe, also if another thread still waits for that."""
+        self._owed = self._last
 
     # ------------------------------------------------------------------------------------------------------ operations
 
     put_many = _serialised(TransientQueue.put_many)
     put_block = _serialised(TransientQueue.put_block)
-    admit = _serialised(TransientQueue.admit)
     has_outcomes = _serialised(TransientQueue.has_outcomes)
     ack = _serialised(TransientQueue.ack)
     nack = _serialised(TransientQueue.nack)
@@ -359,25 +371,52 @@ class DurableQueue(TransientQueue):
     cancel_named = _serialised(TransientQueue.cancel_named)
     forget = _serialised(TransientQueue.forget)
     forget_tasks = _serialised(TransientQueue.forget_tasks)
-    read_kept = _serialised(TransientQueue.read_kept)
-    dead_letters = _serialised(TransientQueue.dead_letters)
     requeue = _serialised(TransientQueue.requeue)
     purge = _serialised(TransientQueue.purge)
     stats = _serialised(TransientQueue.stats)
     depth = _serialised(TransientQueue.depth)
     validate = _serialised(TransientQueue.validate)
 
+    def admit(self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0) -> PutAnswer:
+        """As `TransientQueue.admit`. What another thread is putting under this number, or these keys, is safe too."""
+        if self._turn.is_mine:  # a put without either
+            return super().admit(batches, producer=producer, number=number)
+        with self._operation():
+            before = self._ledger.puts
+            answer = super().admit(batches, producer=producer, number=number)
+            if isinstance(answer, Accepted) and self._putting is not None:
+                new = answer.base >= before and answer.count == sum([batch.count for batch in batches])
+                if not new:
+                    self._await_put()
+            return answer
+
     def poll(self, client: int, cursor: Cursor | None = None, limit_bytes: int = REPLY_BYTES) -> Outcomes:
         """As `TransientQueue.poll`. What was acknowledged is told once more after a crash, not after `close`."""
         with self._operation():
             self._grown += 1
-            return super().poll(client, cursor, limit_bytes)
+            answer = super().poll(client, cursor, limit_bytes)
+            if answer.outcomes:
+                self._owe_what_is_told()
+            return answer
 
     def subscribe(self, client: int, first: int, names: Sequence[TaskName]) -> list[int]:
         """As `TransientQueue.subscribe`. After a crash it must be done again, not after `close`."""
         with self._operation():
             self._grown += 1
+            self._owe_what_is_told()
             return super().subscribe(client, first, names)
+
+    def read_kept(self, after: int = 0, limit_bytes: int = REPLY_BYTES) -> tuple[int, list[tuple[int, Outcome]]]:
+        """As `TransientQueue.read_kept`."""
+        with self._operation():
+            self._owe_what_is_told()
+            return super().read_kept(after, limit_bytes)
+
+    def dead_letters(self, after: int = 0, limit: int | None = None) -> list[DeadLetter]:
+        """As `TransientQueue.dead_letters`."""
+        with self._operation():
+            self._owe_what_is_told()
+            return super().dead_letters(after, limit)
 
     def lease(
         self,

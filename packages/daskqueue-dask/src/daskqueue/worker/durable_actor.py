@@ -122,7 +122,6 @@ class DurableActor(QueueActor):
         self._ticking = False
         self._again = False  # since the parked requests were tried last, something happened
         self._granting: asyncio.Task[None] | None = None
-        self._putting: dict[tuple[int, int], asyncio.Future[None]] = {}  # puts in a thread
         self._puts = Lane()  # in the order they came: else most would be early, and share no sync
         queue.on_put_recorded = self._puts.leave
         self._asked: dict[tuple[str, int], LeaseRequest] = {}  # the last caller of each request, in order
@@ -206,19 +205,8 @@ class DurableActor(QueueActor):
         return answer
 
     async def _admit(self, batches: Sequence[Batch], producer: int | None, number: int) -> PutAnswer:
-        after = None
-        if producer is not None:
-            key = producer, number
-            while key in self._putting:  # it is accepted when it is durable, also if it comes again
-                await asyncio.wait([self._putting[key]])
-            ended = self._putting[key] = asyncio.get_running_loop().create_future()
-
-            def after() -> None:
-                del self._putting[key]
-                resolve(ended)
-
         ask = partial(self.queue.admit, batches, producer=producer, number=number)
-        put = self._start(partial(self._puts.through, ask), room=False, after=after, lane=self._puts)
+        put = self._start(partial(self._puts.through, ask), room=False, lane=self._puts)
         await put.waiter
         try:
             return put.result()
