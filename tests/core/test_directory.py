@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from daskqueue_core.directory import (
+    REMEMBERED_OWNERS,
     Consume,
     ConsumersOf,
     Directory,
@@ -262,6 +263,20 @@ def test_a_durable_queue_keeps_its_uuid(directory: Directory) -> None:
     assert not directory.pools["d"].places[0].up, "that was its host before"
     directory.hosted("d", "x", 1)
     assert directory.pools["d"].places[0].up
+
+
+def test_a_durable_queue_hears_who_was_lost(directory: Directory) -> None:
+    """The last of those that were here and are gone: what they ran is suspect. Nobody of an earlier cluster is."""
+    join(directory, A, B)
+    [host] = open_durable(directory, "x")
+    assert host.lost == ()
+    [again] = [order for order in directory.worker_left(host.address) if isinstance(order, Host)]
+    assert [owner.partition("#")[0] for owner in again.lost] == [host.address]
+    for number in range(REMEMBERED_OWNERS + 5):
+        directory.worker_joined(C, f"{C}#{number + 100}", 1)
+    [last] = [order for order in directory.worker_left(again.address) if isinstance(order, Host)]
+    assert len(last.lost) == REMEMBERED_OWNERS
+    assert last.lost[-1] == again.owners[0]
 
 
 def test_each_worker_tries_a_durable_queue_once(directory: Directory) -> None:

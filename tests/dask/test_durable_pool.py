@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from daskqueue import ConsumerPool, PoolExists, QueueExecutor, QueuePool
+from daskqueue import ConsumerPool, PoolExists, QueueExecutor, QueuePool, WorkerCrashed
 from daskqueue_storage import LockedError, NotAQueue
 
 LIMIT = 60
@@ -215,6 +215,30 @@ def test_queues_host_killed(new_workers: Callable[..., Any], victims: Any, oracl
     [found] = pool.recovery()
     assert not found.clean
     assert found.whole
+    pool.shutdown()
+
+
+def test_a_task_that_kills_its_queues_host(
+    new_workers: Callable[..., Any], oracle: Any, eventually: Callable[..., Any]
+) -> None:
+    """One worker at a time, which hosts the queue: the directory knows that it died, so what it ran is blamed."""
+    workers = new_workers(1)
+    dirpath = Path(oracle.path).parent / "pool"
+    pool = QueuePool(workers.client, durability="durable", dirpath=dirpath)
+    ConsumerPool(workers.client, pool).start()
+
+    def poison() -> None:
+        oracle.mark("poison")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    deadly = pool.submit(poison)
+    harmless = [pool.submit(abs, -n) for n in range(5)]
+    while not deadly.done():
+        eventually(lambda: deadly.done() or not workers.processes[-1].is_alive(), LIMIT)
+        workers.add(0 if deadly.done() else 1, wait=False)
+    assert isinstance(deadly.exception(), WorkerCrashed)
+    assert 3 <= oracle.counts()["poison"] <= 4
+    assert [future.result(LIMIT) for future in harmless] == list(range(5))
     pool.shutdown()
 
 

@@ -102,6 +102,28 @@ def test_who_keeps_a_lease() -> None:
         assert again.ack(kept) == 1
 
 
+def test_what_killed_the_host_is_found_out() -> None:
+    """A message whose owner died with the queue, and is known to: suspect, and blamed when it was alone."""
+    files = SimFiles()
+    queue = opened(files)
+    queue.put_many([b"%d" % number for number in range(9)])
+    for number in range(20):
+        lease = queue.lease(9, owner=f"host {number}")
+        assert lease is not None
+        if 3 in lease.ids:
+            files = files.crash("kill")
+            queue = opened(files, lost=[f"host {number}"])
+            assert queue.taken_back == len(lease.ids)
+            queue.validate()
+        else:
+            queue.ack(lease)
+        if letters := queue.dead_letters():
+            break
+    [letter] = letters
+    assert (letter.seq, letter.reason, letter.crashes) == (3, "crashed", 3)
+    assert queue.lease(9, owner="host 0") is None, "it comes back as somebody else"
+
+
 def test_numbers_are_never_given_twice() -> None:
     """After an unclean end some are skipped: those that were lost may have been given."""
     files = SimFiles()

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from daskqueue_core.orders import Consume, Drop, Host, Order, Place, Release, StopConsuming, TakeOver
 from daskqueue_core.serving import ConsumersOf
@@ -41,6 +41,8 @@ __all__ = [
     "differences",
     "newest",
 ]
+
+REMEMBERED_OWNERS: Final = 1000
 
 
 @dataclass
@@ -132,6 +134,7 @@ class Directory:
     def __init__(self, new_uuid: Callable[[], str]) -> None:
         self._new_uuid = new_uuid
         self._workers: dict[str, _Worker] = {}
+        self._lost: dict[str, None] = {}  # owners that left last, in order
         self.pools: dict[str, PoolRecord] = {}
         self._past: dict[str, int] = {}
         """The last epoch of each durable queue of pools that are over: they may come again."""
@@ -165,6 +168,9 @@ class Directory:
         worker = self._workers.pop(address, None)
         if worker is None:
             return []
+        self._lost[worker.owner] = None
+        if len(self._lost) > REMEMBERED_OWNERS:
+            del self._lost[next(iter(self._lost))]
         orders: list[Order] = []
         hosts: set[str] = set()
         for pool in self.pools.values():
@@ -292,11 +298,13 @@ class Directory:
         place = pool.places[index] = pool.places[index]._replace(address=address)
         expected: tuple[str, ...] = ()
         owners: tuple[str, ...] = ()
+        lost: tuple[str, ...] = ()
         if pool.durable:
             owners = tuple(sorted(worker.owner for worker in self._workers.values()))
+            lost = tuple(self._lost)
         elif place.epoch:
             expected = tuple(sorted(pool.clients))
-        return [Host(address, pool.name, index, place.uuid, place.epoch, pool.options, expected, owners)]
+        return [Host(address, pool.name, index, place.uuid, place.epoch, pool.options, expected, owners, lost)]
 
     # -- moves
 

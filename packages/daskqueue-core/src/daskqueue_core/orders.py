@@ -32,6 +32,7 @@ class Host(NamedTuple):
     options: Mapping[str, Any]
     expected: tuple[str, ...]  # clients that may put again what the life before this lost
     owners: tuple[str, ...] = ()  # who is here: of a durable queue they keep their leases
+    lost: tuple[str, ...] = ()  # who was here and is gone: what they ran may have killed them
 
 
 class TakeOver(NamedTuple):

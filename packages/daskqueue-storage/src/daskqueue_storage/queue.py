@@ -77,7 +77,8 @@ class DurableQueue(TransientQueue):
 
     When `put` returns, the message is: `sync="batch"`: on disk; `sync=0.5`: with the operating system, on disk half a
     second later; `sync="none"`: with the operating system. So are results; bare acks and deliveries only if `ack_sync`,
-    since losing one costs no more than a second run. `owners` keep their leases; what others held is ready again.
+    since losing one costs no more than a second run. `owners` keep their leases; what others held is ready again, and
+    of those that are known to be `lost` it is suspect, as if the queue had lived on.
     """
 
     report: RecoveryReport
@@ -104,6 +105,7 @@ class DurableQueue(TransientQueue):
         uuid: bytes | None = None,
         owner: str = "",
         owners: Collection[str] = (),
+        lost: Collection[str] = (),
         wait: float = 0.0,
         allow_shared: bool = False,
         on_damage: Literal["report", "raise"] = "report",
@@ -160,7 +162,7 @@ class DurableQueue(TransientQueue):
             pages.skip(store.log.next_seq)
             self._ledger.commit(pages.next_seq)
             with self._operation():
-                self._reopen(owners)
+                self._reopen(owners, lost)
             if isinstance(self._sync, float):
                 self._stop_timer = system.every(self._sync, _weakly(self))
         except BaseException:
@@ -249,11 +251,14 @@ class DurableQueue(TransientQueue):
         if isinstance(event, Delivered):
             ledger.leases.by_id[event.lease].regrant(event.runs)
 
-    def _reopen(self, owners: Collection[str]) -> None:
+    def _reopen(self, owners: Collection[str], lost: Collection[str]) -> None:
         """What nobody of `owners` holds is ready again; what must not run twice fails."""
         ledger, now = self._ledger, self._clock()
         for owner in ledger.owners():
             if owner in owners:
+                continue
+            if owner in lost:
+                self.taken_back += self.owner_lost(owner)
                 continue
             for lease in list(ledger.leases.of(owner)):
                 event: Event | None

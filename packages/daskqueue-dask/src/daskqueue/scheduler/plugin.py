@@ -384,6 +384,7 @@ class DaskQueueScheduler(SchedulerPlugin):
                 options=order.options,
                 expected=order.expected,
                 owners=order.owners,
+                lost=order.lost,
             )
         elif isinstance(order, Drop):
             await self._order(order.address, "drop", queue=order.uuid, epoch=order.epoch)

@@ -34,13 +34,14 @@ async def open_durable(
     *,
     owner: str = "",
     owners: Collection[str] = (),
+    lost: Collection[str] = (),
 ) -> HostedQueue:
     """The queue in a directory, which must be the one that is asked for. Raises what the store says.
 
     Of `options` it takes `maxsize`, `max_bytes`, `result_ttl` (in seconds), `result_max_bytes`, `sync` and `create`
     (default: no), and `storage` with what else `DurableQueue` takes. Unless `storage` says otherwise, a holder of the
     directory that shows no sign of life for its `lock_ttl` is replaced. `owner` is us, for people; `owners` live and
-    keep their leases.
+    keep their leases; `lost` are known to be gone, so what they ran is suspect.
     """
     storage = {"lock_ttl": LOCK_TTL_S, **options.get("storage", {})}
     storage.setdefault("wait", storage["lock_ttl"])
@@ -59,6 +60,7 @@ async def open_durable(
             clock=edge_clock(),
             owner=owner,
             owners=owners,
+            lost=lost,
             **storage,
         )
         queue.uuid = uuid_hex  # as the cluster writes it

@@ -118,9 +118,10 @@ class DaskQueueWorker(WorkerPlugin):
         options: dict[str, Any],
         expected: tuple[str, ...],
         owners: tuple[str, ...],
+        lost: tuple[str, ...],
     ) -> None:
         """Serve a queue."""
-        await self.host.open(HostOrder(queue, epoch, pool, index, options, expected, owners))
+        await self.host.open(HostOrder(queue, epoch, pool, index, options, expected, owners, lost))
 
     async def order_drop(self, queue: str, epoch: int) -> None:
         """That queue is over, up to `epoch`."""

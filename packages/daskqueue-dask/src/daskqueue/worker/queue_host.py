@@ -37,6 +37,7 @@ class HostOrder(NamedTuple):
     options: Mapping[str, Any]
     expected: Collection[str]
     owners: Collection[str]
+    lost: Collection[str]
 
 
 class _Served(NamedTuple):
@@ -100,7 +101,9 @@ class QueueHost:
 
     async def _open_durable(self, order: HostOrder) -> QueueActor:
         path = queue_path(order.options["dirpath"], order.index)
-        queue = await open_durable(path, order.uuid, order.options, owner=self._owner, owners=order.owners)
+        queue = await open_durable(
+            path, order.uuid, order.options, owner=self._owner, owners=order.owners, lost=order.lost
+        )
         found = await asyncio.to_thread(_found, queue)
         logger.info("queue %d of pool %s: %s", order.index, order.pool, found)
         self._found[order.uuid] = found
