@@ -83,7 +83,7 @@ class FileKind(IntEnum):
 
 
 class RecordType(IntEnum):
-    """What a record says. The numbers are on disk and never change; new ones are added."""
+    """What a record says. The numbers are on disk and never change; new ones come from 19 on (18 was never written)."""
 
     PUT = 1  # log: new messages
     COPY = 2  # log: live messages moved here; the newer place counts
@@ -102,7 +102,6 @@ class RecordType(IntEnum):
     REQUEUED = 15
     PURGED = 16
     FORGOTTEN = 17
-    RESULTS = 18
 
 
 class Flag(IntEnum):

@@ -44,7 +44,7 @@ _INDEX_SEGMENT_BYTES: Final = 2**32
 _RESERVE_SHARE: Final = 16
 """So small a part of a LogSegment is kept free in the index for consumers, when producers have filled the disk."""
 _NO_EVENTS: Final = frozenset(
-    [RecordType.SNAPSHOT, RecordType.EPOCH, RecordType.ROLL, RecordType.CLOSE, RecordType.RETIRED, RecordType.RESULTS]
+    [RecordType.SNAPSHOT, RecordType.EPOCH, RecordType.ROLL, RecordType.CLOSE, RecordType.RETIRED]
 )
 
 

@@ -37,7 +37,7 @@ __all__ = ["IndexReport", "check_index"]
 
 _HOLDS_MESSAGES: Final = (RecordType.PUT, RecordType.COPY)
 _WAITING: Final = (MessageState.SCHEDULED, MessageState.READY)
-_NO_EVENTS: Final = (RecordType.EPOCH, RecordType.ROLL, RecordType.CLOSE, RecordType.RETIRED, RecordType.RESULTS)
+_NO_EVENTS: Final = (RecordType.EPOCH, RecordType.ROLL, RecordType.CLOSE, RecordType.RETIRED)
 _NONSENSE: Final = (ValueError, IndexError, TypeError, KeyError, AssertionError, OverflowError)
 _WITH: Final = {flag: ByteClass(byte for byte in ALL_BYTES if byte & flag) for flag in MessageFlag}
 _FEW: Final = 20  # problems of one sort that are told

@@ -98,7 +98,7 @@ def _content(header: RecordHeader, body: bytes) -> Row:
         return {"next_seq": header.base, **decode_seal(body)._asdict()}
     if kind == RecordType.RETIRED:
         return {"segments": parse(header, body).runs, "start": start_of(body)}
-    if kind not in frozenset(RecordType) or kind == RecordType.RESULTS:
+    if kind not in frozenset(RecordType):
         return {"count": header.count, "base": header.base, "body": body}
     return _event(header, body)
 
