@@ -258,7 +258,10 @@ class Walk:
     def let_go(self, lease: tuple[int, str, list[Message]], members: Sequence[Message]) -> None:
         """Nobody holds these any more."""
         for one in members:
-            one.asked = one.surely_asked = False
+            if one.state != OPEN:
+                one.surely_asked = False  # but if its end is lost, it was asked
+            else:
+                one.asked = one.surely_asked = False
             if one in lease[2]:
                 lease[2].remove(one)
 
@@ -341,7 +344,7 @@ class Walk:
             names = [(CLIENT, one.number) for one in chosen]
             assert self.become(chosen, OPEN, lambda: self.queue.requeue(names)) == len(chosen)
             for one in chosen:
-                one.ready_at = 0
+                one.ready_at, one.asked = 0, False
 
     def time_passes(self) -> None:
         """And is noticed: what is over by then and held by nobody has expired."""
@@ -412,7 +415,7 @@ class Walk:
         for one in self.messages:
             state, payload = seen.get(one.seq, (ABSENT, b""))
             may = one.may_be()
-            if OPEN in may and one.asked and one.seq in held:
+            if OPEN in may and one.asked:
                 may.add("cancelled")
             if one.robbed:
                 may.add(ABSENT)

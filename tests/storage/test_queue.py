@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
-from daskqueue_core.outcomes import Failure, Report
+from daskqueue_core.batch import Batch, Keep, Kind, OnDuplicate, lengths_column
+from daskqueue_core.outcomes import End, Failure, Report
 from daskqueue_core.protocols import Lease
 from daskqueue_core.states import MessageState
 from daskqueue_storage.errors import (
@@ -122,6 +122,23 @@ def test_what_killed_the_host_is_found_out() -> None:
     [letter] = letters
     assert (letter.seq, letter.reason, letter.crashes) == (3, "crashed", 3)
     assert queue.lease(9, owner="host 0") is None, "it comes back as somebody else"
+
+
+@pytest.mark.parametrize("mode", ["ordered", "chaos"])
+def test_a_replaced_message_is_gone_though_its_end_was_lost(mode: str) -> None:
+    """The new one's put is on the disk, what became of the old one is not: it takes its payload with it."""
+    files = SimFiles()
+    queue = opened(files, sync="none", segment_bytes=1 << 20)  # no snapshot on the way
+    for number in range(2):
+        body = b"%d" % number * 100
+        options: dict[str, Any] = {"keep": Keep.KEEP, "keys": ("k",), "on_duplicate": OnDuplicate.REPLACE}
+        queue.admit([Batch(1, body, lengths_column([body]), client=7, first=number, **options)])
+        queue._store.log.sync()
+    for seed in range(8):
+        with opened(files.crash(mode, seed), sync="none") as again:
+            again.validate()
+            assert bodies(again) == [b"1" * 100]
+            assert [outcome.end for outcome in again.poll(7).outcomes] == [End.CANCELLED]
 
 
 def test_numbers_are_never_given_twice() -> None:

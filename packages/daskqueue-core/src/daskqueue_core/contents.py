@@ -129,6 +129,9 @@ class QueueContents:
 
     def _take_put(self, event: Put, batches: Sequence[Batch]) -> tuple[Run, ...]:
         holders = [seq for seq in map(self._ledger.find_key, event.keys) if seq is not None] if event.keys else ()
+        unfinished = [
+            seq for seq in holders if self._ledger.state(seq) in _UNFINISHED
+        ]  # in a replay that lost their end
         self._ledger.apply(event)
         base, route = event.base, event.route
         for batch in batches:
@@ -138,7 +141,10 @@ class QueueContents:
             base += batch.count
         for seq in holders:
             if self._ledger.state(seq) is MessageState.GONE:
-                self._forget_gone(seq)
+                if seq in unfinished:
+                    self._end([(seq, seq + 1)], End.CANCELLED, gone=True)
+                else:
+                    self._forget_gone(seq)
         return ()
 
     def _take_delivered(self, event: Delivered, ride: None) -> tuple[Run, ...]:
