@@ -643,8 +643,8 @@ def test_time_passes_in_one_thread_at_a_time(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(durable_actor, "HEARTBEAT_S", 0.01)
 
     async def test(actor: DurableActor) -> None:
+        held = Held(actor.queue, "tick")  # nothing is due yet
         await actor.admit([Batch(1, b"", client=1, first=0, keep=Keep.STREAM, ready_at=time.time_ns() + 20 * MS)])
-        held = Held(actor.queue, "tick")
         await held.came()
         second = Held(actor.queue, "tick")
         for _ in range(20):

@@ -15,7 +15,6 @@ batch is joined and written; without /proc no foreign process is ever known to b
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -27,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Final, NamedTuple, Protocol
 
 __all__ = [
     "FULL_DISK",
@@ -262,8 +261,7 @@ class OsFiles:
 
     def allocate(self, handle: int, offset: int, size: int) -> bool:
         fallocate = _fallocate()
-        while fallocate is not None and fallocate(handle, _KEEP_SIZE, offset, size):
-            code = ctypes.get_errno()
+        while fallocate is not None and (code := fallocate(handle, offset, size)):
             if code in FULL_DISK:
                 raise OSError(code, os.strerror(code))
             if code != errno.EINTR:
@@ -378,15 +376,22 @@ _known: dict[str, Identity] = {}
 
 
 @cache
-def _fallocate() -> Callable[[int, int, int, int], int] | None:
-    """Linux's own: what POSIX has makes the file longer."""
-    if sys.platform != "linux":
+def _fallocate() -> Callable[[int, int, int], int] | None:
+    """Linux's own, since what POSIX has makes the file longer. It answers with the number of an error, or 0."""
+    try:
+        import ctypes
+    except ImportError:  # a Python that was built without
         return None
-    library = ctypes.CDLL(None, use_errno=True)
-    found: Any = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
-    if found is not None:
-        found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    return cast("Callable[[int, int, int, int], int] | None", found)
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    found = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if found is None:
+        return None
+    found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+    def call(handle: int, offset: int, size: int) -> int:
+        return ctypes.get_errno() if found(handle, _KEEP_SIZE, offset, size) else 0
+
+    return call
 
 
 def _boot_id() -> bytes:
