@@ -5,10 +5,10 @@ EDITS = [
     (
         "queue.py",
         """\
-            with self._turn.away():
-                self._store.log.commit(placed)
+        with self._turn.away():
+            self._store.log.commit(placed)
 """,
-        "            pass\n",
+        "        pass\n",
     ),
     (
         "queue.py",

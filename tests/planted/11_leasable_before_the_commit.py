@@ -5,13 +5,12 @@ EDITS = [
     (
         "queue.py",
         """\
-            with self._turn.away():
-                self._store.log.commit(placed)
+        self._await_put()
+        super()._commit(event)
 """,
         """\
-            super()._commit(event)
-            with self._turn.away():
-                self._store.log.commit(placed)
+        super()._commit(event)
+        self._await_put()
 """,
     ),
 ]
