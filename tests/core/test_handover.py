@@ -488,6 +488,19 @@ def test_views_become_bytes_and_are_sent_once(queue: TransientQueue, clock: Manu
     assert isinstance(kept.values, bytes)
 
 
+def test_large_bodies_lie_apart(queue: TransientQueue, clock: ManualClock) -> None:
+    """As they are, without a copy; what is left travels, and the queue is the same."""
+    large, small = memoryview(bytearray(b"x" * 100)), memoryview(b"small")
+    put(queue, Batch(1, large, client=1, first=0), Batch(1, small, client=1, first=1))
+    state = queue.hand_over(apart=100)
+    [(at, body)] = state.bodies
+    assert body is large
+    assert state.nbytes > 100
+    state = journey(state._replace(bodies=()))._replace(bodies=[(at, body)])
+    there = TransientQueue.take_over(state, clock=clock, epoch=state.epoch + 1)
+    assert [bytes(part.body or b"") for part in lease(there, 2).parts] == [b"x" * 100, b"small"]
+
+
 def test_a_hand_over_that_fails_changes_nothing(queue: TransientQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """There may be no memory for the copy: then the queue goes on where it is."""
 

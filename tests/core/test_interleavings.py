@@ -846,6 +846,29 @@ class Moving:
         assert only_one(self.cluster) == Place(self.before.uuid, "w1", 1, True)
 
 
+@pytest.mark.parametrize("slow", ["", "hand_over", "take_over", "settle", "lease", "resolve"])
+def test_i13_workers_leave_one_after_the_other(slow: str) -> None:
+    """In mid work, each a host that has consumers, whatever is slow: all ends, and nothing runs twice."""
+    cluster = SimCluster(n_queues=2)
+    for _ in range(4):
+        cluster.worker()
+    client = cluster.client()
+    cluster.start()
+    uuids = [place.uuid for place in cluster.directory.pools["pool"].places]
+    if slow:
+        cluster.network.rule(slow, "answer", delay=0.7)
+    futures = [future for value in range(60) for future in client.submit(value=value, seconds=0.2)]
+    for worker in cluster.workers[:3]:
+        cluster.run(seconds=1.0)
+        cluster.leave(worker, seconds=6.0)
+    assert cluster.finish(futures) == list(range(60))
+    cluster.run(seconds=10.0)
+    for index in range(2):
+        place = only_one(cluster, index)
+        assert (place.uuid, place.address) == (uuids[index], "w3")
+    assert not cluster.reruns
+
+
 def test_i13_a_put_whose_answer_was_lost() -> None:
     """It was admitted, and is repeated at the new host, which knows it."""
     case = Moving()

@@ -12,12 +12,13 @@ or an answer arrives. Each move has an epoch of its own, given before it begins.
 Not here: who decides on a move (`directory`), how a `HandOver` travels, and who waits at a queue: parked requests are
 answered as lost, and come again. What the pool's options say, and the room of the new host, are its own.
 
-Invariants: a `HandOver` shares nothing that can change with the queue it came from, and pickles; a queue that was
-handed over can neither be read nor changed.
+Invariants: a `HandOver` shares nothing that can change with the queue it came from, and pickles, but for what lies
+apart; a queue that was handed over can neither be read nor changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from daskqueue_core.batch import Batch, Buffer
@@ -70,14 +71,16 @@ class HandOver(NamedTuple):
     gone: list[str]  # owners that were lost last
     retries: int
     attempted: bool
+    bodies: Sequence[tuple[int, Buffer]] = ()  # by position in `entries`: large ones, not there; may be views
 
 
 class MovableQueue(QueueProducing):
     """A queue in memory that can be handed over."""
 
-    def hand_over(self) -> HandOver:
+    def hand_over(self, apart: int | None = None) -> HandOver:
         """Everything the queue holds. From now on it is closed: whatever is asked of it raises `QueueMoved`.
 
+        Bodies of `apart` bytes and more lie apart, without a copy: without these it pickles (None: as it is).
         If this raises, nothing has happened.
         """
         plain = _Plain()
@@ -86,6 +89,13 @@ class MovableQueue(QueueProducing):
         letters, kept, mail = self._letters.rows(), self._kept.rows(), self._mail.rows()
         rows = len(entries) + len(again) + len(letters) + len(kept.kept)
         rows += sum([len(items) for _, _, items in mail.outboxes]) + sum([len(each) for _, each in mail.followers])
+        bodies: list[tuple[int, Buffer]] = []
+        if apart is not None:
+            bodies = [(at, entry[1].body) for at, entry in enumerate(entries) if len(entry[1].body) >= apart]
+            for at, _ in bodies:
+                base, batch, *more = entries[at]
+                entries[at] = (base, batch._replace(body=b""), *more)  # type: ignore[assignment]
+            plain.nbytes += sum([len(body) for _, body in bodies])
         state = HandOver(
             self.uuid,
             self.epoch,
@@ -110,6 +120,7 @@ class MovableQueue(QueueProducing):
             list(self._gone),
             self._retries,
             self._attempted,
+            bodies,
         )
         moved: Any = _Moved(self.uuid, self.epoch)
         for part in _PARTS:
@@ -124,7 +135,11 @@ class MovableQueue(QueueProducing):
         for kind, tags in state.routes:
             self._routes.number(kind, tags)
         payloads = self._payloads
-        payloads.load(state.entries, state.again)
+        entries = list(state.entries)
+        for at, body in state.bodies:
+            base, batch, *more = entries[at]
+            entries[at] = (base, batch._replace(body=body), *more)  # type: ignore[assignment]
+        payloads.load(entries, state.again)
         payloads.nbytes = state.payload_bytes
         payloads.unfinished = dict(state.unfinished)
         for client, number, bases in state.names:

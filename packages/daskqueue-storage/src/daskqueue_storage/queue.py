@@ -478,7 +478,7 @@ class DurableQueue(TransientQueue):
         self._happen(event, {seq: Failure(0, b"", text) for lo, hi in event.runs for seq in range(lo, hi)})
         _log.error("%s: messages %s cannot be read and failed: %s", self._store.root, event.runs, damage)
 
-    def hand_over(self) -> HandOver:
+    def hand_over(self, apart: int | None = None) -> HandOver:
         """Refused: a durable queue moves by being closed here and opened there."""
         raise TypeError(f"queue {self.uuid} is durable: close it, and open {self._store.root} where it is to be")
 

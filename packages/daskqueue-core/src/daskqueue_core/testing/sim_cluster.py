@@ -287,6 +287,12 @@ class SimCluster:
         self.move(index, to)
         self.run(lambda: self.directory.pools[POOL].places[index].address == to.address)
 
+    def leave(self, worker: SimWorker, seconds: float) -> None:
+        """A worker begins to leave in peace: it says so, leases nothing more, and is gone after `seconds`."""
+        worker.consumer.stop()
+        self.scheduler.carry_out(self.directory.worker_leaves(worker.address))
+        self.scheduler.later(seconds, lambda: self.kill(worker))
+
     # -- disasters
 
     def kill(self, worker: SimWorker, *, silent: bool = False) -> None:
