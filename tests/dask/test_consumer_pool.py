@@ -16,7 +16,7 @@ from distributed import Client
 from distributed.core import Status
 
 from daskqueue import ConsumerBaseClass, ConsumerPool, DummyConsumer, PoolClosed, QueuePool
-from daskqueue.scheduler import plugin as scheduler_plugin
+from daskqueue.scheduler import orders
 from daskqueue.worker.chunk import Chunk
 from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
 
@@ -373,7 +373,7 @@ def test_a_setup_may_take_long(client: Client, pool: QueuePool, oracle: Any, mon
         def process_item(self, item: Any) -> None:
             oracle.mark(item)
 
-    monkeypatch.setattr(scheduler_plugin, "ORDER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(orders, "ORDER_TIMEOUT_S", 0.05)
     with ConsumerPool(client, pool, Slow):
         pool.put(1)
     assert oracle.lines() == ["1"]

@@ -1,7 +1,7 @@
 """The scheduler plugin: drives core's directory and carries out its orders. No message of a queue passes here.
 
-It learns of workers when their plugin says hello, and of their loss when Dask removes them. Orders to workers run in
-tasks of their own: the scheduler gathers what its hooks return, and nothing slow may hold it.
+It learns of workers when their plugin says hello, and of their loss when Dask removes them. A worker that Dask removes
+in peace is not gone: it ends what it runs, gives its queues away and says farewell, or its connection breaks.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-import weakref
-from collections.abc import Iterable, Sequence
-from math import inf
+from collections.abc import Sequence
 from time import monotonic as now
 from typing import Any, Final
 
@@ -23,22 +21,20 @@ from distributed.comm import get_address_host
 from distributed.scheduler import WorkerState
 
 from daskqueue.scheduler.adaptive import QueueScaling
-from daskqueue.wire.link import new_connection_pool
+from daskqueue.scheduler.orders import Answer, Orders
 from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
-from daskqueue_core.directory import Consume, Directory, Drop, Host, Order, Release, StopConsuming, differences
+from daskqueue_core.directory import Directory, differences
 from daskqueue_storage.errors import LockedError
 
 __all__ = ["DaskQueueScheduler"]
 
 logger = logging.getLogger(__name__)
 
-ORDER_TIMEOUT_S: Final = 30.0
-ORDER_AGAIN_S: Final = 0.1
 RESOLVE_WAIT_S: Final = 1.0
 HELLO_WAIT_S: Final = 10.0
-REHOST_PAUSE_S: Final = 0.5
 
-Answer = tuple[Any, ...]
+GONE: Final = ("handle-worker-cleanup-", "check-worker-ttl-")
+"""How Dask's reasons to remove a worker begin where it is gone: its connection broke, or it is silent."""
 
 
 class DaskQueueScheduler(SchedulerPlugin):
@@ -55,29 +51,42 @@ class DaskQueueScheduler(SchedulerPlugin):
         self.scheduler = scheduler
         self.directory = Directory(lambda: uuid.uuid4().hex)
         self.scaling = QueueScaling(scheduler, self.directory)
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._changed = asyncio.Event()
         self._opening = asyncio.Lock()  # of durable pools, one at a time: two clients may name one directory
-        self._leaving: dict[str, asyncio.TimerHandle] = {}
-        self._turns: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
-        self._connections = new_connection_pool(scheduler.connection_args)
-        self._connected = self._spawn(self._connections.start())
+        self._leaving: dict[str, asyncio.TimerHandle] = {}  # clients
+        self._retired: set[str] = set()  # workers that Dask does not count any more, and that have not left
+        self._orders = Orders(self.directory, scheduler.connection_args)
         scheduler.handlers[HANDLER] = self.handle
 
     async def close(self) -> None:
         """The scheduler ends."""
         for timer in self._leaving.values():
             timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        await self._connections.close()
+        await self._orders.close()
 
     # -- hooks of Dask
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+    def remove_worker(self, scheduler: Scheduler, worker: str, *, stimulus_id: str = "", **kwargs: Any) -> None:
+        """A worker is gone, or was asked to go."""
+        owner = self.directory.owner_of(worker)
+        if owner is None or stimulus_id.startswith(GONE):
+            self._worker_left(worker)
+        else:
+            self._orders.carry_out(self.directory.worker_leaves(worker))
+            self._retired.add(worker)
+            self._orders.spawn(self._see_off(worker, owner))
+
+    async def _see_off(self, worker: str, owner: str) -> None:
+        """It says when it has left; if it cannot be asked, it has. It does not get for ever."""
+        with contextlib.suppress(Exception):
+            await self._orders.ask(worker, "farewell")
+        self._retired.discard(worker)
+        if self.directory.owner_of(worker) == owner:
+            self._worker_left(worker)
+
+    def _worker_left(self, worker: str) -> None:
         """A worker is gone: its queues and consumers move. Orders that it has not answered end."""
-        self._connections.remove(worker)
-        self._carry_out(self.directory.worker_left(worker))
+        self._orders.disconnect(worker)
+        self._orders.carry_out(self.directory.worker_left(worker))
 
     def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:
         """Those that `cluster.adapt` may close."""
@@ -97,7 +106,7 @@ class DaskQueueScheduler(SchedulerPlugin):
 
     def _client_left(self, client: str) -> None:
         self._leaving.pop(client, None)
-        self._carry_out(self.directory.client_left(client))
+        self._orders.carry_out(self.directory.client_left(client))
 
     # -- operations
 
@@ -117,7 +126,7 @@ class DaskQueueScheduler(SchedulerPlugin):
     async def do_hello(self, address: str, owner: str, nthreads: int, protocol: int) -> None:
         """A worker's plugin is ready."""
         self._check_protocol(protocol, f"worker {address}")
-        self._carry_out(self.directory.worker_joined(address, owner, nthreads))
+        self._orders.carry_out(self.directory.worker_joined(address, owner, nthreads))
 
     async def do_open(
         self,
@@ -153,7 +162,7 @@ class DaskQueueScheduler(SchedulerPlugin):
                 raise _Refused("PoolExists", differ)
             if record is None:
                 orders = self.directory.open(name, options, n_queues, client=client, owned=owned, uuids=uuids)
-                self._carry_out(orders)
+                self._orders.carry_out(orders)
         if uuids is not None:
             await self._opened(name, uuids)
         return name, await self._up(name), warning
@@ -164,10 +173,10 @@ class DaskQueueScheduler(SchedulerPlugin):
             for queue in uuids:
                 trouble = record.trouble.get(queue, [])
                 locked = [each for each in trouble if each[0] == LockedError.__name__]
-                if locked or len(trouble) >= max(1, len(self.directory.workers)):
-                    self._carry_out(self.directory.close(name))
+                if locked or len(trouble) >= max(1, len(self.directory.staying)):
+                    self._orders.carry_out(self.directory.close(name))
                     raise _Refused("Storage", (locked or trouble)[-1])
-            await self._await_change(RESOLVE_WAIT_S)
+            await self._orders.await_change(RESOLVE_WAIT_S)
 
     def _name_of(self, uuid: str, name: str | None) -> str:
         """The name of a durable pool: the one it has in this cluster, the one that is asked for, or one of its own."""
@@ -181,14 +190,14 @@ class DaskQueueScheduler(SchedulerPlugin):
     async def _look_into(self, options: dict[str, Any], n_queues: int | None, create: bool) -> tuple[Answer, str]:
         """What a worker finds in a pool's directory (uuid and those of its queues), made if need be; and a warning."""
         with self.scaling.awaiting_a_worker():
-            while not self.directory.workers:
+            while not self.directory.staying:
                 await self._expect_workers()
-                await self._await_change(RESOLVE_WAIT_S)
+                await self._orders.await_change(RESOLVE_WAIT_S)
         message = {"dirpath": options["dirpath"], "n_queues": n_queues if create else None, "options": options}
         trouble: Answer = ()
-        for address in self.directory.workers:
+        for address in self.directory.staying:
             try:
-                answer = await self._ask(address, "prepare", **message)
+                answer = await self._orders.ask(address, "prepare", **message)
             except OSError:
                 continue  # it leaves
             if answer[0] == OK and answer[1] is not None:
@@ -201,10 +210,10 @@ class DaskQueueScheduler(SchedulerPlugin):
     async def _is_seen_elsewhere(self, address: str, dirpath: str, found: Answer) -> str:
         """A warning, if workers of another host do not see what one has found."""
         here = get_address_host(address)
-        for other in self.directory.workers:
+        for other in self.directory.staying:
             if get_address_host(other) != here:
                 with contextlib.suppress(OSError):
-                    answer = await self._ask(other, "prepare", dirpath=dirpath, n_queues=None, options={})
+                    answer = await self._orders.ask(other, "prepare", dirpath=dirpath, n_queues=None, options={})
                     if answer[0] == OK and answer[1] == found:
                         return ""
                     return (
@@ -214,9 +223,19 @@ class DaskQueueScheduler(SchedulerPlugin):
                     )
         return ""
 
+    async def do_depart(self, address: str) -> bool:
+        """A worker is about to end. Answers whether Dask retires it, and so gives it time."""
+        self._orders.carry_out(self.directory.worker_leaves(address))
+        return address in self._retired
+
+    async def do_given(self, address: str) -> None:
+        """Answered when what a worker hosted that leaves is taken over, as far as anybody can."""
+        while self.directory.is_giving(address):
+            await self._orders.await_change(RESOLVE_WAIT_S)
+
     async def do_over(self, pool: str, queue: str, epoch: int) -> None:
         """The host of a queue does not serve it any more: its disk failed, or somebody else has its directory."""
-        self._carry_out(self.directory.host_failed(pool, queue, epoch))
+        self._orders.carry_out(self.directory.host_failed(pool, queue, epoch))
 
     async def do_attach(self, name: str, client: str, protocol: int) -> Answer | None:
         """Take part in a pool. Answers its options and places, None if there is no such pool."""
@@ -243,18 +262,18 @@ class DaskQueueScheduler(SchedulerPlugin):
         if pool not in self.directory.pools:
             raise _Refused("PoolClosed", pool)
         orders = self.directory.start_consumers(pool, consumers, spec, count=count, kinds=kinds, early_ack=early_ack)
-        failures = [failure for failure in await asyncio.gather(*self._carry_out(orders)) if failure is not None]
+        failures = [failure for failure in await asyncio.gather(*self._orders.carry_out(orders)) if failure is not None]
         if failures:
-            self._carry_out(self.directory.stop_consumers(pool, consumers, drain=False))
+            self._orders.carry_out(self.directory.stop_consumers(pool, consumers, drain=False))
             raise _Refused("ConsumerFailed", failures[0])
 
     async def do_stop(self, pool: str, consumers: str, drain: bool) -> None:
         """End a consumer pool; returns when its workers have stopped."""
-        await asyncio.gather(*self._carry_out(self.directory.stop_consumers(pool, consumers, drain=drain)))
+        await asyncio.gather(*self._orders.carry_out(self.directory.stop_consumers(pool, consumers, drain=drain)))
 
     async def do_leave(self, pool: str, consumers: str, address: str) -> None:
         """The job of a worker ends soon: its consumers have stopped."""
-        self._carry_out(self.directory.consumers_left(pool, consumers, address))
+        self._orders.carry_out(self.directory.consumers_left(pool, consumers, address))
 
     async def do_served(self, pool: str) -> Answer:
         """Which kinds of work the pool's consumers take, whether one of them acknowledges early, who they are in
@@ -263,12 +282,12 @@ class DaskQueueScheduler(SchedulerPlugin):
         record = self.directory.pools.get(pool)
         kinds = sorted({kind for each in consumers for kind in each.kinds})
         early_ack = record is not None and record.early_ack
-        workers, trouble = len(self.directory.workers), self.directory.trouble(pool)
+        workers, trouble = len(self.directory.staying), self.directory.trouble(pool)
         return tuple(kinds), early_ack, tuple(map(tuple, consumers)), workers, trouble
 
     async def do_close(self, pool: str) -> None:
         """The pool is over."""
-        await asyncio.gather(*self._carry_out(self.directory.close(pool)))
+        await asyncio.gather(*self._orders.carry_out(self.directory.close(pool)))
 
     def _check_protocol(self, protocol: int, who: str) -> None:
         if protocol != self.protocol:
@@ -281,156 +300,25 @@ class DaskQueueScheduler(SchedulerPlugin):
     async def _expect_workers(self) -> None:
         """A pool needs workers with our plugin; without any worker at all it waits for the first."""
         deadline = asyncio.get_running_loop().time() + HELLO_WAIT_S
-        while self.scheduler.workers and not self.directory.workers:
+        while self.scheduler.workers and not self.directory.staying:
             if asyncio.get_running_loop().time() > deadline:
                 raise _Refused(
                     "NotInstalled",
                     f"none of the {len(self.scheduler.workers)} workers answers: "
                     "is daskqueue-dask installed in their environment?",
                 )
-            await self._await_change(RESOLVE_WAIT_S)
+            await self._orders.await_change(RESOLVE_WAIT_S)
 
     async def _up(self, pool: str) -> Answer:
-        """The pool's places, after a little time for those that are not up."""
+        """The pool's places, after a little time for those that are not up, or that move."""
         deadline = asyncio.get_running_loop().time() + RESOLVE_WAIT_S
         while True:
             record = self.directory.pools.get(pool)
             places = tuple(map(tuple, record.places)) if record is not None else ()
             left = deadline - asyncio.get_running_loop().time()
-            if all(place[3] for place in places) or left <= 0:
+            if left <= 0 or (all(place[3] for place in places) and (record is None or not record.moves)):
                 return places
-            await self._await_change(left)
-
-    async def _await_change(self, seconds: float) -> None:
-        changed = self._changed
-        try:
-            await asyncio.wait_for(changed.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    # -- orders
-
-    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.ensure_future(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def _carry_out(self, orders: Iterable[Order]) -> list[asyncio.Task[Any]]:
-        tasks = [self._spawn(self._do(order)) for order in orders]
-        self._notify()
-        return tasks
-
-    async def _do(self, order: Order) -> str | None:
-        """Carry out one order; returns what went wrong.
-
-        Consumers of one pool on one worker are resized in the order that was decided, each answered before the next.
-        """
-        if not isinstance(order, Consume):
-            return await self._obey(order)
-        async with self._turns.setdefault((order.address, order.consumers), asyncio.Lock()):
-            return None if self._outdated(order) else await self._obey(order)
-
-    async def _obey(self, order: Order) -> str | None:
-        """A worker that cannot be reached is asked again until it is gone: then the directory has dealt with it."""
-        while True:
-            try:
-                await self._tell(order)
-            except Exception as error:
-                failure = f"worker {order.address}: {error}"
-                if isinstance(order, Host):
-                    logger.warning("worker %s did not host queue %s: %s", order.address, order.uuid, error)
-                    await asyncio.sleep(REHOST_PAUSE_S)  # if no worker can, they are not asked all the time
-                    trouble = (error.kind, error.text) if isinstance(error, _NotDone) else ("", str(error))
-                    self._carry_out(self.directory.host_failed(order.pool, order.uuid, order.epoch, trouble))
-                    return failure
-                if not isinstance(error, OSError) or isinstance(error, asyncio.TimeoutError):
-                    if isinstance(order, Consume):
-                        logger.error("consumers did not start, others take their place if there are any: %s", failure)
-                        self._carry_out(self.directory.consume_failed(order.pool, order.consumers, order.address))
-                    return failure
-            else:
-                if isinstance(order, Host):
-                    self.directory.hosted(order.pool, order.uuid, order.epoch)
-                    self._notify()
-                return None
-            await asyncio.sleep(ORDER_AGAIN_S)
-            if self._outdated(order):
-                return None
-
-    def _outdated(self, order: Order) -> bool:
-        """Whether an order that could not be given need not be given any more."""
-        if order.address not in self.directory.workers:
-            return True
-        if not isinstance(order, Consume):
-            return False
-        record = self.directory.pools.get(order.pool)
-        consumers = record.consumers.get(order.consumers) if record is not None else None
-        return consumers is None or consumers.placed.get(order.address) != order.count
-
-    async def _tell(self, order: Order) -> None:
-        if isinstance(order, Host):
-            await self._order(
-                order.address,
-                "host",
-                queue=order.uuid,
-                epoch=order.epoch,
-                pool=order.pool,
-                index=order.index,
-                options=order.options,
-                expected=order.expected,
-                owners=order.owners,
-                lost=order.lost,
-            )
-        elif isinstance(order, Drop):
-            await self._order(order.address, "drop", queue=order.uuid, epoch=order.epoch)
-        elif isinstance(order, Release):
-            await self._order(order.address, "lost", owner=order.owner)
-        elif isinstance(order, StopConsuming):
-            await self._order(order.address, "stop", consumers=order.consumers, drain=order.drain)
-        else:
-            assert isinstance(order, Consume)
-            record = self.directory.pools.get(order.pool)
-            time_left = await self._order(
-                order.address,
-                "consume",
-                pool=order.pool,
-                consumers=order.consumers,
-                count=order.count,
-                spec=order.spec,
-                places=() if record is None else tuple(map(tuple, record.places)),
-            )
-            left = inf if time_left is None else time_left
-            self.directory.consumers_began(order.pool, order.consumers, order.address, left, now())
-
-    async def _order(self, address: str, do: str, **message: Any) -> Any:
-        answer = await self._ask(address, do, **message)
-        if answer[0] != OK:
-            raise _NotDone(*answer[1:])
-        return answer[1]
-
-    async def _ask(self, address: str, do: str, **message: Any) -> Answer:
-        await self._connected
-        call = getattr(self._connections(address), HANDLER)(do=do, **message)
-        slow = do in ("consume", "stop", "prepare") or message.get("options", {}).get("dirpath") is not None
-        patience = None if slow else ORDER_TIMEOUT_S  # the user's setup and tasks take their time, and so do disks
-        answer = await asyncio.wait_for(call, patience)
-        if not isinstance(answer, (list, tuple)) or not answer:
-            raise RuntimeError(f"{do} failed: {answer!r}")
-        return tuple(answer)
-
-
-class _NotDone(Exception):
-    """A worker answered an order with an error."""
-
-    def __init__(self, kind: str, text: str = "") -> None:
-        super().__init__(f"{kind}: {text}")
-        self.kind = kind
-        self.text = text
+            await self._orders.await_change(left)
 
 
 class _Refused(Exception):

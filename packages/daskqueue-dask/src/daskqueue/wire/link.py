@@ -141,14 +141,15 @@ class Link:
     async def _ask(self, route: Route, index: int, place: Place, op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
         handler = self._local(place.uuid) if self._local is not None else None
         if handler is not None:
-            return await handler(op, place.uuid, arguments)
+            return await handler(op, place.uuid, place.epoch, arguments)
         codec = CODECS[op]
         comm = await self._connect(route, index, place)
         until = asyncio.get_running_loop().time() + ANSWER_S + arguments.get("wait", 0.0)
         waiting = Waiting(lambda: self._refresh(route), lambda: route.places[index] == place, until)
         self._silences.begin(comm, waiting)
         try:
-            answer = await send_recv(comm, op=HANDLER, do=op, uuid=place.uuid, **codec.pack(arguments))
+            message = codec.pack(arguments)
+            answer = await send_recv(comm, op=HANDLER, do=op, uuid=place.uuid, epoch=place.epoch, **message)
         finally:
             self._silences.end(comm)
             self._connections.reuse(place.address, comm)

@@ -1,11 +1,11 @@
 """The operations between clients, workers and scheduler, and how their arguments and answers look as messages.
 
 Every process answers one Dask handler, `HANDLER`, with a `do` argument that names the operation. An operation on a
-queue names the queue's uuid, is idempotent, and is answered `(OK, value)`, `(LOST,)` (that life of the queue is not
-here), or `(ERROR, kind, text)`: errors travel as values, since Dask logs a handler's exception. `CODECS` says how the
-arguments and the answer of an operation are made into a message and back; inside one process they are handed over as
-they are. Bytes from `INLINE_BYTES` on travel as frames of their own, which arrive without a copy; shorter ones inside
-the message, which is faster.
+queue names the queue's uuid and the epoch of its place, is idempotent, and is answered `(OK, value)`, `(LOST,)` (by
+that name it is not here: it moved or is lost, and the directory knows which), or `(ERROR, kind, text)`: errors travel
+as values, since Dask logs a handler's exception. `CODECS` says how the arguments and the answer of an operation are
+made into a message and back; inside one process they are handed over as they are. Bytes from `INLINE_BYTES` on travel
+as frames of their own, which arrive without a copy; shorter ones inside the message, which is faster.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from daskqueue_core.queue import Accepted, Demand, Full, Lease, PutAnswer
 from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
 
-__all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "METRIC", "OK", "PROTOCOL", "Codec"]
+__all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "METRIC", "OK", "PROTOCOL", "REFUSED", "Codec"]
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
 
 HANDLER: Final = "daskqueue"
@@ -36,6 +36,9 @@ METRIC: Final = "daskqueue"
 OK: Final = "ok"
 LOST: Final = "lost"
 ERROR: Final = "error"
+
+REFUSED: Final = "OrderRefused"
+"""The kind of error when a worker does not carry out an order that was overtaken, or because it leaves: no fault."""
 
 INLINE_BYTES: Final = 65_536
 

@@ -4,6 +4,9 @@ It serves the queues the directory placed here, runs the consumers it placed her
 one connection pool of its own, one heartbeat. Registered once by the first pool of a cluster and installed by Dask on
 every worker, present and future; a second registration must not touch it (`idempotent`).
 
+A worker that leaves in peace has a few seconds (`teardown`). It gives back what it has not begun, and its queues to
+others, first of all; then it waits for what it runs, which it reports to where the queues are by then.
+
 Heartbeats are said while something is held here, or an abandoned request may still be granted; a parked request alone
 needs none (see `LeaseBook.active`), so an idle pool sends nothing. A consumer pool that was stopped stays here, with
 the route and the leases of its queues, until what it runs is reported: else its queues would give that to others.
@@ -16,6 +19,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final
 
 import dask
@@ -25,13 +29,14 @@ from distributed.core import Status
 
 from daskqueue.wire.compat import add_metric
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone, new_connection_pool
-from daskqueue.wire.operations import ERROR, HANDLER, METRIC, OK, PROTOCOL
+from daskqueue.wire.moving import Piece, fetch, pack_piece
+from daskqueue.wire.operations import ERROR, HANDLER, METRIC, OK, PROTOCOL, REFUSED
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.consumer_actor import ConsumerActor
 from daskqueue.worker.load import Load
 from daskqueue.worker.pool_files import find_pool, prepare_pool
 from daskqueue.worker.queue_actor import HEARTBEAT_S
-from daskqueue.worker.queue_host import HostOrder, QueueHost
+from daskqueue.worker.queue_host import HostOrder, OrderRefused, QueueHost
 from daskqueue_core.consumer import LeaseBook, RequestNumbers
 from daskqueue_core.directory import Place
 from daskqueue_core.errors import NotInstalled, QueueUnavailable
@@ -40,7 +45,9 @@ __all__ = ["DaskQueueWorker"]
 
 logger = logging.getLogger(__name__)
 
-TEARDOWN_S: Final = 3.0
+TEARDOWN_S: Final = 3.0  # of the four seconds that Dask gives a worker at least
+RETIRED_S: Final = 6.0  # of the fifteen and more that it gives one that it retires
+SPARE_S: Final = 0.5  # of these, after the queues have been given away
 STARTING_S: Final = 1.0  # a nanny does not restart a worker that dies while it starts: nothing is run until then
 REMEMBERED: Final = 1000
 
@@ -69,6 +76,8 @@ class DaskQueueWorker(WorkerPlugin):
         self.routes: dict[str, Route] = {}
         self.host = QueueHost(self.owner, self._queue_is_over, worker.memory_manager.memory_limit)
         self.consumers: dict[str, ConsumerActor] = {}
+        self._leaving = False
+        self._left = asyncio.Event()
         self._stopped: dict[str, None] = {}  # consumer pools that are over: an order that comes late starts none again
         self.async_loop = PrivateLoop()
         self.connections = new_connection_pool(worker.connection_args)
@@ -85,26 +94,48 @@ class DaskQueueWorker(WorkerPlugin):
             raise NotInstalled(f"daskqueue on {worker.address} was refused by the scheduler: {why}")
 
     async def teardown(self, worker: Worker) -> None:
-        """Give back what has not started, and stop serving."""
-        self._beating.cancel()
-        leaving = [self._stop(actor) for actor in list(self.consumers.values())]
-        if leaving and (await asyncio.wait(leaving, timeout=TEARDOWN_S))[1]:
+        """Give back what has not started, give the queues to others, and wait for what runs."""
+        self._leaving = True
+        ending = [self._stop(actor) for actor in list(self.consumers.values())]
+        left = await self._give_queues_away()
+        if ending and (await asyncio.wait(ending, timeout=max(0.0, left)))[1]:
             logger.warning("worker %s: consumers still run while the worker leaves", worker.address)
+        self._beating.cancel()
         await self.host.close()
+        self._left.set()
         await asyncio.to_thread(self.async_loop.close, 1.0)
         await self.connections.close()
+
+    async def _give_queues_away(self) -> float:
+        """Until others have them, as far as anybody can in time; returns how much is left of that, in seconds."""
+        clock = asyncio.get_running_loop().time
+        begun, seconds = clock(), TEARDOWN_S
+        ask = getattr(self.worker.scheduler, HANDLER)
+        try:
+            answer = await asyncio.wait_for(ask(do="depart", address=self.worker.address), seconds - SPARE_S)
+            if answer and answer[0] == OK:
+                seconds = RETIRED_S if answer[1] else TEARDOWN_S
+                left = begun + seconds - SPARE_S - clock()
+                await asyncio.wait_for(ask(do="given", address=self.worker.address), max(0.0, left))
+        except (OSError, asyncio.TimeoutError):  # the scheduler is gone, or it is too much
+            pass
+        except Exception:  # whatever it is: what is still served here has to be closed
+            logger.exception("worker %s could not give its queues away", self.worker.address)
+        return begun + seconds - clock()
 
     # -- operations
 
     async def handle(self, comm: Any, do: str, uuid: str | None = None, **message: Any) -> Any:
-        """The one handler: operations on queues by uuid, orders of the directory without."""
+        """The one handler: operations on queues by uuid, orders of the directory and of other hosts without."""
         if uuid is not None:
-            return await self.host.handle(do, uuid, message, lambda: not comm.closed())
+            return await self.host.handle(do, uuid, message.pop("epoch"), message, lambda: not comm.closed())
         order = getattr(self, f"order_{do}", None)
         if order is None:
             return ERROR, "UnknownOperation", do
         try:
             return OK, await order(**message)
+        except OrderRefused as refusal:
+            return ERROR, REFUSED, str(refusal)
         except Exception as error:
             logger.exception("worker %s failed at %s", self.worker.address, do)
             return ERROR, type(error).__name__, str(error)
@@ -121,7 +152,41 @@ class DaskQueueWorker(WorkerPlugin):
         lost: tuple[str, ...],
     ) -> None:
         """Serve a queue."""
+        self._check_stays()
         await self.host.open(HostOrder(queue, epoch, pool, index, options, expected, owners, lost))
+
+    async def order_take_over(
+        self, queue: str, epoch: int, pool: str, index: int, source: str, options: dict[str, Any]
+    ) -> list[str]:
+        """Serve a queue as the worker `source` did until now; says who holds leases there."""
+        if source != self.worker.address:
+            self._check_stays()
+        order = HostOrder(queue, epoch, pool, index, options, (), (), ())
+        host = self.connections(source)
+
+        async def ask(first: int) -> Piece | None:
+            if source == self.worker.address:  # the move was called off
+                return await self.host.hand_over(queue, epoch, first)
+            answer = await getattr(host, HANDLER)(do="hand_over", queue=queue, epoch=epoch, first=first)
+            if not isinstance(answer, (list, tuple)) or answer[0] != OK:
+                raise RuntimeError(f"worker {source} did not hand queue {queue} over: {answer!r}")
+            return None if answer[1] is None else Piece(*answer[1])
+
+        return await self.host.take_over(order, partial(fetch, ask))
+
+    def _check_stays(self) -> None:
+        """The directory may not have heard: who stays is to be asked."""
+        if self._leaving:
+            raise OrderRefused("this worker leaves")
+
+    async def order_hand_over(self, queue: str, epoch: int, first: int) -> Any:
+        """A piece of a queue for the worker that takes it over; None if it is not to be had here."""
+        piece = await self.host.hand_over(queue, epoch, first)
+        return None if piece is None else pack_piece(piece)
+
+    async def order_farewell(self) -> None:
+        """Answered when this worker, which leaves, has done so."""
+        await self._left.wait()
 
     async def order_drop(self, queue: str, epoch: int) -> None:
         """That queue is over, up to `epoch`."""
@@ -152,7 +217,7 @@ class DaskQueueWorker(WorkerPlugin):
         seconds until the end of this worker's job, None if there is no end."""
         actor = self.consumers.get(consumers)
         if actor is None:
-            if not count or consumers in self._stopped:
+            if not count or consumers in self._stopped or self._leaving:
                 return None
             route = self.routes.setdefault(pool, Route(pool, [Place(*place) for place in places]))
             actor = self.consumers[consumers] = ConsumerActor(self, route, consumers, spec)

@@ -22,6 +22,7 @@ from math import inf
 from typing import Final
 
 from daskqueue.wire.clock import edge_clock
+from daskqueue.wire.moving import APART_BYTES, MovingQueue
 from daskqueue.worker.queue_administration import QueueAdministration
 from daskqueue.worker.waiting import Alive, LeaseRequest, Turns, resolve, wait_for
 from daskqueue_core.batch import Batch, Buffer, Kind, Run
@@ -45,10 +46,17 @@ class QueueActor(QueueAdministration):
     """One queue and those who wait for it.
 
     `queue` defaults to a transient queue. `expected` are clients that may put again what an earlier life of the queue
-    lost: it is not idle before they said that they are done, or `RESUBMIT_GRACE_S` are over.
+    lost: it is not idle before they said that they are done, or `RESUBMIT_GRACE_S` are over. `before` is what its host
+    knew before this one, which handed it over.
     """
 
-    def __init__(self, queue: TransientQueue | None = None, *, expected: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        queue: TransientQueue | None = None,
+        *,
+        expected: Collection[str] = (),
+        before: MovingQueue | None = None,
+    ) -> None:
         self._clock = edge_clock()
         self.queue = queue if queue is not None else TransientQueue(clock=self._clock)
         self._expected = set(expected)
@@ -66,6 +74,12 @@ class QueueActor(QueueAdministration):
         self._timer_at = 0
         self._heard_at = 0.0
         self._closed = False
+        if before is not None:
+            now = asyncio.get_running_loop().time()
+            self._expected.update(before.expected)
+            self._refused.update(before.refused)
+            self._asked_at.update(dict.fromkeys(before.served_by, now))
+            self._arm()
 
     # -- producer
 
@@ -328,6 +342,15 @@ class QueueActor(QueueAdministration):
         """Let everybody who waits go, and the queue too."""
         self._let_go()
         self.queue.close()
+
+    def hand_over(self) -> MovingQueue:
+        """The queue, for another host. Everybody who waits is let go: it is not here any more.
+
+        If this raises, nothing has happened.
+        """
+        state = self.queue.hand_over(APART_BYTES)
+        self._let_go()
+        return MovingQueue(state, tuple(sorted(self._expected)), tuple(self._refused), tuple(self._asked_at))
 
     def _let_go(self) -> None:
         self._closed = True

@@ -1,4 +1,8 @@
-"""The queues that this worker serves: finds the actor an operation names, and answers in the common form."""
+"""The queues that this worker serves: finds the actor an operation names, and answers in the common form.
+
+A queue is served under the epoch of the order that brought it here; operations name that, so that nobody who has not
+heard of a move speaks to the queue. Not here: how a queue that is handed over travels (`wire.moving`).
+"""
 
 from __future__ import annotations
 
@@ -9,22 +13,28 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from daskqueue.wire.clock import edge_clock
+from daskqueue.wire.moving import MovingQueue, Piece
 from daskqueue.wire.operations import CODECS, ERROR, LOST, OK
 from daskqueue.wire.recovery import Recovery
+from daskqueue.worker.departures import Departures
 from daskqueue.worker.durable_actor import DurableActor, QueueOver
 from daskqueue.worker.opening import open_durable
 from daskqueue.worker.pool_files import queue_path
 from daskqueue.worker.queue_actor import Alive, QueueActor
-from daskqueue_core.handover import Epochs
+from daskqueue_core.handover import Epochs, QueueMoved
 from daskqueue_core.queue import Lease, TransientQueue
 from daskqueue_storage import DurableQueue
 from daskqueue_storage.errors import DiskFullError
 
-__all__ = ["HostOrder", "QueueHost"]
+__all__ = ["HostOrder", "OrderRefused", "QueueHost"]
 
 logger = logging.getLogger(__name__)
 
 Answer = tuple[Any, ...]
+
+
+class OrderRefused(Exception):
+    """An order that was overtaken, or came to a worker that leaves: others deal with it."""
 
 
 class HostOrder(NamedTuple):
@@ -56,21 +66,34 @@ class QueueHost:
         self._memory_limit = memory_limit
         self._epochs = Epochs()
         self._served: dict[str, _Served] = {}
+        self._departures = Departures()
+        self._taking: dict[tuple[str, int], asyncio.Future[list[str]]] = {}  # by uuid and epoch
         self._found: dict[str, Recovery] = {}
         self._ending: set[asyncio.Future[None]] = set()
+        self._closed = False
         self.actors: dict[str, QueueActor] = {}
 
     async def open(self, order: HostOrder) -> None:
         """Serve a queue; returns when it is. Once: a repeated order waits with the first, an older one is refused."""
         uuid = order.uuid
         served = self._served.get(uuid)
-        if self._epochs.admits(uuid, order.epoch):
+        if self._admits(order):
             self._epochs.saw(uuid, order.epoch)
             opening = asyncio.ensure_future(self._open(order, served))
             served = self._served[uuid] = _Served(order, opening)
         if served is None or served.order.epoch != order.epoch:
-            raise RuntimeError(f"queue {uuid} is over here, or served in another life: epoch {order.epoch} has passed")
+            raise self._passed(order)
         await asyncio.shield(served.opening)
+
+    def _admits(self, order: HostOrder) -> bool:
+        return not self._closed and self._epochs.admits(order.uuid, order.epoch)
+
+    def _passed(self, order: HostOrder) -> OrderRefused:
+        if self._closed:
+            return OrderRefused("this worker leaves")
+        return OrderRefused(
+            f"queue {order.uuid} is over here, or served in another life: epoch {order.epoch} has passed"
+        )
 
     async def _open(self, order: HostOrder, before: _Served | None) -> None:
         uuid = order.uuid
@@ -84,20 +107,65 @@ class QueueHost:
         self.actors[uuid] = actor
 
     def _make_transient(self, order: HostOrder) -> QueueActor:
-        options = order.options
+        queue = TransientQueue(clock=edge_clock(), uuid=order.uuid, epoch=order.epoch, **self._room(order.options))
+        return QueueActor(queue, expected=order.expected)
+
+    def _room(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What a queue in memory may take here."""
         ttl, max_bytes = options.get("result_ttl"), options.get("max_bytes")
         if max_bytes is None:  # a queue must not take the host's memory from the tasks
             max_bytes = (self._memory_limit or 0) // 4
-        queue = TransientQueue(
-            clock=edge_clock(),
-            uuid=order.uuid,
-            epoch=order.epoch,
-            maxsize=options.get("maxsize", 0),
-            max_bytes=max_bytes,
-            result_ttl=None if ttl is None else int(ttl * 1e9),
-            result_max_bytes=options.get("result_max_bytes"),
-        )
-        return QueueActor(queue, expected=order.expected)
+        return {
+            "maxsize": options.get("maxsize", 0),
+            "max_bytes": max_bytes,
+            "result_ttl": None if ttl is None else int(ttl * 1e9),
+            "result_max_bytes": options.get("result_max_bytes"),
+        }
+
+    async def take_over(self, order: HostOrder, fetch: Callable[[], Awaitable[MovingQueue | None]]) -> list[str]:
+        """Serve a queue as its host did that handed it over; returns who holds leases there.
+
+        Once, as `open`. `fetch` brings it, or None if it is not to be had.
+        """
+        key = order.uuid, order.epoch
+        taking = self._taking.get(key)
+        if taking is None:
+            taking = self._taking[key] = asyncio.ensure_future(self._take_over(order, fetch))
+            taking.add_done_callback(lambda _: self._taking.pop(key))
+        return await asyncio.shield(taking)
+
+    async def _take_over(self, order: HostOrder, fetch: Callable[[], Awaitable[MovingQueue | None]]) -> list[str]:
+        uuid = order.uuid
+        served = self._served.get(uuid)
+        if served is None or served.order.epoch != order.epoch:
+            if not self._admits(order):
+                raise self._passed(order)
+            moving = await fetch()
+            if not self._admits(order):  # it was called off meanwhile
+                raise self._passed(order)
+            if moving is None:
+                raise OrderRefused(f"queue {uuid} is not there any more")
+            room = self._room(order.options)
+            queue = TransientQueue.take_over(moving.state, clock=edge_clock(), epoch=order.epoch, **room)
+            self._epochs.saw(uuid, order.epoch)
+            self._departures.drop(uuid, order.epoch)
+            self.actors[uuid] = QueueActor(queue, before=moving)
+            self._served[uuid] = _Served(order, asyncio.ensure_future(asyncio.sleep(0)))  # there is nothing to open
+        return self.actors[uuid].queue.owners()
+
+    async def hand_over(self, uuid: str, epoch: int, first: int) -> Piece | None:
+        """A piece of a queue, from frame `first`, for whoever serves it under `epoch`. None: it is not to be had here.
+
+        From the first piece on it is not served here any more.
+        """
+        if self._closed or not self._epochs.admits(uuid, epoch):
+            return None
+        actor = self.actors.get(uuid)
+        if actor is not None:
+            moving = actor.hand_over()
+            self._departures.add(uuid, self._served.pop(uuid).order.epoch, moving)
+            del self.actors[uuid]
+        return await self._departures.piece(uuid, first) if uuid in self._departures else None
 
     async def _open_durable(self, order: HostOrder) -> QueueActor:
         path = queue_path(order.options["dirpath"], order.index)
@@ -114,29 +182,32 @@ class QueueHost:
         logger.warning("queue %d of pool %s is not served here any more: %s", order.index, order.pool, error)
         served = self._served.get(order.uuid)
         if served is not None and served.order is order:
-            ending = asyncio.ensure_future(self.drop(order.uuid, order.epoch))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            dropping = asyncio.ensure_future(self.drop(order.uuid, order.epoch))
+            self._ending.add(dropping)
+            dropping.add_done_callback(self._ending.discard)
             self._over(order)
 
     async def drop(self, uuid: str, epoch: int) -> None:
         """That queue is over, up to `epoch`."""
         self._epochs.saw(uuid, epoch)
+        self._departures.drop(uuid, epoch)
         served = self._served.get(uuid)
         if served is not None and served.order.epoch <= epoch:
             del self._served[uuid]
-            await self._end(served)
+            await asyncio.shield(self._end(served))
 
-    async def _end(self, served: _Served) -> None:
+    def _end(self, served: _Served) -> asyncio.Future[None]:
         """Close what was opened, and wait for what is being opened: it closes itself."""
         self._found.pop(served.order.uuid, None)
-        actor = self.actors.pop(served.order.uuid, None)
-        if actor is not None:
-            await actor.close()
-        await asyncio.wait([served.opening])
+        ending = asyncio.ensure_future(_close(self.actors.pop(served.order.uuid, None), served.opening))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        return ending
 
     async def close(self) -> None:
-        """All are over."""
+        """All are over, and none comes any more."""
+        self._closed = True
+        self._departures.clear()
         drops = [self.drop(uuid, served.order.epoch) for uuid, served in self._served.items()]
         await asyncio.gather(*drops, *self._ending)
 
@@ -145,22 +216,24 @@ class QueueHost:
         for actor in list(self.actors.values()):
             await actor.owner_lost(owner)
 
-    def local(self, uuid: str) -> Callable[[str, str, dict[str, Any]], Awaitable[Answer]] | None:
+    def local(self, uuid: str) -> Callable[[str, str, int, dict[str, Any]], Awaitable[Answer]] | None:
         """The way to call a queue of this worker without a message."""
         return self.call if uuid in self.actors else None
 
-    async def handle(self, op: str, uuid: str, message: dict[str, Any], alive: Alive) -> Answer:
+    async def handle(self, op: str, uuid: str, epoch: int, message: dict[str, Any], alive: Alive) -> Answer:
         """Answer a message."""
         codec = CODECS.get(op)
         if codec is None:
             return ERROR, "UnknownOperation", op
-        answer = await self.call(op, uuid, codec.unpack(message), alive)
+        answer = await self.call(op, uuid, epoch, codec.unpack(message), alive)
         return (OK, codec.pack_answer(answer[1])) if answer[0] == OK else answer
 
-    async def call(self, op: str, uuid: str, arguments: dict[str, Any], alive: Alive | None = None) -> Answer:
+    async def call(
+        self, op: str, uuid: str, epoch: int, arguments: dict[str, Any], alive: Alive | None = None
+    ) -> Answer:
         """Answer a call."""
         actor = self.actors.get(uuid)
-        if actor is None:
+        if actor is None or self._served[uuid].order.epoch != epoch:
             return (LOST,)
         try:
             if op == "lease":
@@ -171,7 +244,7 @@ class QueueHost:
                 value = self._found.get(uuid)
             else:
                 value = await getattr(actor, op)(**arguments)
-        except QueueOver:
+        except (QueueOver, QueueMoved):
             return (LOST,)
         except DiskFullError as error:  # its caller's to deal with, and no fault of ours
             return ERROR, type(error).__name__, str(error)
@@ -181,6 +254,12 @@ class QueueHost:
         if self.actors.get(uuid) is not actor:  # dropped while the call waited
             return (LOST,)
         return OK, value
+
+
+async def _close(actor: QueueActor | None, opening: asyncio.Task[None]) -> None:
+    if actor is not None:
+        await actor.close()
+    await asyncio.wait([opening])
 
 
 def _found(queue: DurableQueue) -> Recovery:
