@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,8 @@ def test_consumers_worker_killed(
         oracle.mark(f"{n} {os.getpid()}")
         if os.getpid() == pid:
             gate(n)
+        while not gate.count("came"):  # the others leave it one
+            threading.Event().wait(0.005)
         return n
 
     futures = [pool.submit(task, n) for n in range(60)]
@@ -269,24 +272,6 @@ def test_consumers_worker_killed(
     for line in oracle.lines():
         counts[line.split()[0]] = counts.get(line.split()[0], 0) + 1
     assert {n for n, count in counts.items() if count > 1} == set(again)
-    pool.shutdown()
-
-
-def test_host_retired(new_workers: Callable[..., Any], victims: Any, oracle: Any) -> None:
-    """It closes the queue and another opens it: nothing runs twice."""
-    client = new_workers(3).client
-    dirpath = Path(oracle.path).parent / "pool"
-    pool = QueuePool(client, durability="durable", dirpath=dirpath)
-    ConsumerPool(client, pool).start()
-    victim = victims(client)
-    host = victim.host(pool)
-    futures = [pool.submit(marked(oracle), n) for n in range(3000)]
-    assert futures[200].result(LIMIT) == 2000
-    client.retire_workers([host])
-    assert [future.result(LIMIT) for future in futures] == [n * 10 for n in range(3000)]
-    assert set(oracle.counts()) == {str(n) for n in range(3000)}
-    pool.join(timeout=LIMIT)
-    assert pool.stats()[0].finished == 3000
     pool.shutdown()
 
 
