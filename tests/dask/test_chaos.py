@@ -409,6 +409,7 @@ ROWS = {
     "durable, the host is terminated": Plan(4, "host", "terminate", True),
     "durable, the client is killed": Plan(5, "programs", "kill", True),
     "durable, everything is killed": Plan(6, "everything", "kill", True),
+    "durable, everything is terminated": Plan(19, "everything", "terminate", True),
     "transient, a consumer is killed": Plan(7, "consumer", "kill", False),
     "transient, the host is killed": Plan(8, "host", "kill", False),
     "durable, the connections of the host break": Plan(17, "host", "cut", True),

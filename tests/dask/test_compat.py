@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster, Worker, get_client, get_worker, secede, worker_client
+from distributed.core import Server
 from distributed.threadpoolexecutor import rejoin
 from distributed.worker import thread_state
 
@@ -15,6 +16,7 @@ from daskqueue.wire.calls import decode_values, encode_block
 from daskqueue.wire.compat import (
     add_metric,
     coroutine_context,
+    end_of,
     metric_of,
     process_of,
     raise_adaptive_target,
@@ -241,3 +243,15 @@ def test_async_job(worker: Worker) -> None:
     for report in reports:
         assert not report.failures
         assert decode_values(report.values) == [(worker.address, 1), (worker.address, 2)]
+
+
+def test_who_waits_for_an_end() -> None:
+    """Is let go."""
+
+    async def test() -> None:
+        server: Any = Server({})
+        waiting = asyncio.ensure_future(server.finished())
+        end_of(server)
+        await asyncio.wait_for(waiting, LIMIT)
+
+    asyncio.run(test())

@@ -10,6 +10,7 @@ Not here: anything with a decision in it. When a new `distributed` breaks us, it
     Worker.monitor.proc                      when this process began, and its parents
     Worker.metrics                           what heartbeats bring to the scheduler, in `WorkerState.metrics`
     Scheduler.handlers["adaptive_target"]    how many workers `cluster.adapt` wants
+    Server._event_finished                   what `Server.finished` waits for
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "Process",
     "add_metric",
     "coroutine_context",
+    "end_of",
     "metric_of",
     "process_of",
     "raise_adaptive_target",
@@ -92,6 +94,11 @@ def process_of(worker: Worker) -> Process:
 def add_metric(worker: Worker, name: str, measure: Callable[[Worker], Any]) -> None:
     """Let each heartbeat of the worker bring what `measure` says, which must be a plain value and must not wait."""
     worker.metrics[name] = measure
+
+
+def end_of(worker: Worker) -> None:
+    """Let those go that wait for the end of a worker whose closing was cancelled: nobody else would."""
+    worker._event_finished.set()
 
 
 def metric_of(worker: WorkerState, name: str) -> Any:

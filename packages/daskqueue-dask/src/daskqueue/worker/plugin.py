@@ -27,7 +27,7 @@ from dask.utils import parse_timedelta
 from distributed import Worker, WorkerPlugin
 from distributed.core import Status
 
-from daskqueue.wire.compat import add_metric
+from daskqueue.wire.compat import add_metric, end_of
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone, new_connection_pool
 from daskqueue.wire.moving import Piece, fetch, pack_piece
 from daskqueue.wire.operations import ERROR, HANDLER, METRIC, OK, PROTOCOL, REFUSED
@@ -95,11 +95,18 @@ class DaskQueueWorker(WorkerPlugin):
 
     async def teardown(self, worker: Worker) -> None:
         """Give back what has not started, give the queues to others, and wait for what runs."""
+        try:
+            await self._leave_in_peace()
+        except asyncio.CancelledError:  # and Dask's closing with us: it would never be over for those who wait for it
+            end_of(worker)
+            raise
+
+    async def _leave_in_peace(self) -> None:
         self._leaving = True
         ending = [self._stop(actor) for actor in list(self.consumers.values())]
         left = await self._give_queues_away()
         if ending and (await asyncio.wait(ending, timeout=max(0.0, left)))[1]:
-            logger.warning("worker %s: consumers still run while the worker leaves", worker.address)
+            logger.warning("worker %s: consumers still run while the worker leaves", self.worker.address)
         self._beating.cancel()
         await self.host.close()
         self._left.set()
