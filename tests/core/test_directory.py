@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from daskqueue_core.directory import (
-    REMEMBERED_OWNERS,
     Consume,
     ConsumersOf,
     Directory,
@@ -21,6 +20,7 @@ from daskqueue_core.directory import (
     differences,
     newest,
 )
+from daskqueue_core.placing import REMEMBERED_OWNERS
 
 A, B, C = "tcp://a", "tcp://b", "tcp://c"
 

@@ -3,7 +3,7 @@
 FIRST = "test_durable_crashes.py"
 EDITS = [
     (
-        "queue.py",
+        "journal.py",
         """\
         with self._turn.away():
             self._store.log.commit(placed)
@@ -11,7 +11,7 @@ EDITS = [
         "        pass\n",
     ),
     (
-        "queue.py",
+        "upkeep.py",
         """\
         if owed is not None:
             queue._store.index.commit(owed)

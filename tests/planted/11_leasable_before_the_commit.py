@@ -3,7 +3,7 @@
 FIRST = "test_queue.py"
 EDITS = [
     (
-        "queue.py",
+        "journal.py",
         """\
         self._await_put()
         super()._commit(event)

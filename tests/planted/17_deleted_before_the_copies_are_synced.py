@@ -3,7 +3,7 @@
 FIRST = "test_queue.py"
 EDITS = [
     (
-        "queue.py",
+        "upkeep.py",
         "            copied += moved\n",
         """\
             copied += moved

@@ -3,7 +3,7 @@
 FIRST = "test_queue.py"
 EDITS = [
     (
-        "queue.py",
+        "restoring.py",
         "moved.get(base, place)",
         "place",
     ),

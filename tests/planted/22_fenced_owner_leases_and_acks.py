@@ -3,7 +3,7 @@
 FIRST = "test_durable_processes.py"
 EDITS = [
     (
-        "queue.py",
+        "journal.py",
         "            store.index.verify()  # it may be lost, but who was replaced may not even say it\n",
         "            pass\n",
     ),
