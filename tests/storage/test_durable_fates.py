@@ -58,6 +58,7 @@ class Message:
         self.sure = 0
         self.asked = False  # to stop, while somebody holds it
         self.surely_asked = False  # that was recorded
+        self.once_asked = False  # on a way that may come to light again: the end of it may be lost
         self.robbed = False  # another has its key: if the asking is lost, so is the message
         self.fresh = not ready_at and not expires_at
         self.value: bytes | None = None
@@ -119,12 +120,13 @@ class Walk:
         if lasts and self.sync == "batch":
             for one in messages:
                 one.sure = len(one.way) - 1
+                one.once_asked = one.asked
         return answer
 
     def all_sure(self) -> None:
         """Everything is on disk."""
         for one in self.messages:
-            one.way, one.sure = one.way[-1:], 0
+            one.way, one.sure, one.once_asked = one.way[-1:], 0, one.asked
 
     def back(self, messages: Sequence[Message], act: Callable[[], Any], *, lasts: bool = False) -> Any:
         """Held ones go back: what was asked to stop does."""
@@ -311,7 +313,7 @@ class Walk:
         for one in self.some(OPEN, held=None):
             run = [(one.seq, one.seq + 1)]
             if one.seq in self.held():
-                one.asked = True
+                one.asked = one.once_asked = True
                 self.queue.cancel(run)
                 one.surely_asked = True
             else:
@@ -413,7 +415,7 @@ class Walk:
         for one in self.messages:
             state, payload = seen.get(one.seq, (ABSENT, b""))
             may = one.may_be()
-            if OPEN in may and one.asked:
+            if OPEN in may and (one.asked or one.once_asked):
                 may.add("cancelled")
             if one.robbed:
                 may.add(ABSENT)
@@ -424,7 +426,7 @@ class Walk:
             must_stop = one.surely_asked and one.seq in held and (mode == "kill" or self.sync == "batch")
             assert not (must_stop and state == OPEN), f"{one.seq} was to be cancelled, and is open again"
             one.way, one.sure, one.fresh = [state], 0, False
-            one.asked = one.surely_asked = one.robbed = False
+            one.asked = one.surely_asked = one.once_asked = one.robbed = False
             if state == OPEN and queue._ledger.state(one.seq) is MessageState.READY:
                 one.ready_at = 0
         self.check_results(queue, known)
