@@ -44,7 +44,7 @@ def only(members: list[Member]) -> Member:
 async def remove_worker(name: str, dask_scheduler: Scheduler) -> None:
     """What the scheduler does with one that is dead."""
     (address,) = [address for address, worker in dask_scheduler.workers.items() if worker.name == name]
-    await dask_scheduler.remove_worker(address, stimulus_id="frozen")
+    await dask_scheduler.remove_worker(address, stimulus_id="check-worker-ttl-told")
 
 
 def give_up(cluster: ProcessCluster, frozen: Member, by_itself: bool) -> None:

@@ -36,9 +36,9 @@ class Checkup:
         """How the pool is."""
         connection = self._connection
         connection.check()
-        served = await connection.served()
         indices = range(len(connection.route))
         said = dict(zip(indices, await asyncio.gather(*map(self._stats_or_why, indices))))
+        served = await connection.served()  # afterwards: it says why there is no answer
         problems = diagnose(connection.name, said, served, time.time_ns())
         for problem in problems:
             if problem.cause not in self._logged:
