@@ -20,7 +20,7 @@ LONG = 60.0  # seconds nobody waits: what is awaited comes, or the test's time l
 
 def order(epoch: int, **options: Any) -> HostOrder:
     """To serve the queue "u"."""
-    return HostOrder("u", epoch, "p", 0, options, (), ())
+    return HostOrder("u", epoch, "p", 0, options)
 
 
 def calls(first: int, body: Buffer = b"block") -> dict[str, Any]:

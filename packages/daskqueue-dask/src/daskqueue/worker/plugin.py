@@ -168,7 +168,7 @@ class DaskQueueWorker(WorkerPlugin):
         """Serve a queue as the worker `source` did until now; says who holds leases there."""
         if source != self.worker.address:
             self._check_stays()
-        order = HostOrder(queue, epoch, pool, index, options, (), (), ())
+        order = HostOrder(queue, epoch, pool, index, options)
         host = self.connections(source)
 
         async def ask(first: int) -> Piece | None:

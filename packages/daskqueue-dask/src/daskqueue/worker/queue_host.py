@@ -45,9 +45,9 @@ class HostOrder(NamedTuple):
     pool: str
     index: int  # type: ignore[assignment]  # hides tuple's method, unused in a record
     options: Mapping[str, Any]
-    expected: Collection[str]
-    owners: Collection[str]
-    lost: Collection[str]
+    expected: Collection[str] = ()
+    owners: Collection[str] = ()
+    lost: Collection[str] = ()
 
 
 class _Served(NamedTuple):
