@@ -76,9 +76,9 @@ def piece(packed: Packed, first: int) -> Piece:
     return Piece(packed.pickled, len(packed.frames), packed.frames[first:stop])
 
 
-def pack_piece(some: Piece) -> tuple[Any, ...]:
-    """As a message: its frames travel without a copy."""
-    return (*some[:2], [to_serialize(memoryview(frame)) for frame in some.frames])
+def pack_piece(some: Piece) -> list[Any]:
+    """As a message (of lists: see `operations`): its frames travel without a copy."""
+    return [*some[:2], [to_serialize(memoryview(frame)) for frame in some.frames]]
 
 
 async def fetch(ask: Callable[[int], Awaitable[Piece | None]]) -> MovingQueue | None:

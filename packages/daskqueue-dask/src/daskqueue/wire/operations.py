@@ -6,6 +6,9 @@ that name it is not here: it moved or is lost, and the directory knows which), o
 as values, since Dask logs a handler's exception. `CODECS` says how the arguments and the answer of an operation are
 made into a message and back; inside one process they are handed over as they are. Bytes from `INLINE_BYTES` on travel
 as frames of their own, which arrive without a copy; shorter ones inside the message, which is faster.
+
+Invariant: what holds such a frame is a list or a dict, and so is what holds that: between workers in threads
+(`inproc://`) messages are not serialized, and Dask finds the frames in lists and dicts only.
 """
 
 from __future__ import annotations
@@ -73,8 +76,8 @@ def _bytes(buffer: Buffer | None) -> Any:
     return to_serialize(memoryview(buffer))
 
 
-def _pack_batches(batches: Iterable[Batch]) -> tuple[Any, ...]:
-    return tuple((batch[0], _bytes(batch[1]), *batch[2:]) for batch in batches)
+def _pack_batches(batches: Iterable[Batch]) -> list[Any]:
+    return [[batch[0], _bytes(batch[1]), *batch[2:]] for batch in batches]
 
 
 def _unpack_batches(message: Iterable[Any]) -> list[Batch]:
@@ -98,10 +101,10 @@ def _unpack_put_answer(message: Any) -> PutAnswer:
 
 
 def _pack_reports(reports: Iterable[tuple[int, Iterable[Report]]]) -> Any:
-    return tuple(
-        (lease, tuple((start, stop, _bytes(values), tuple(map(tuple, errors))) for start, stop, values, errors in of))
+    return [
+        [lease, [[start, stop, _bytes(values), tuple(map(tuple, errors))] for start, stop, values, errors in of]]
         for lease, of in reports
-    )
+    ]
 
 
 def _unpack_reports(message: Any) -> list[tuple[int, list[Report]]]:
@@ -128,8 +131,8 @@ def _unpack_lease_request(message: dict[str, Any]) -> dict[str, Any]:
 def _pack_lease(lease: Lease | None) -> Any:
     if lease is None:
         return None
-    parts = tuple((*part[:4], _bytes(part.body), *part[5:]) for part in lease.parts)
-    return lease.id, lease.request, parts, lease.deadline, lease.once
+    parts = [[*part[:4], _bytes(part.body), *part[5:]] for part in lease.parts]
+    return [lease.id, lease.request, parts, lease.deadline, lease.once]
 
 
 def _unpack_lease(message: Any) -> Lease | None:
@@ -139,12 +142,12 @@ def _unpack_lease(message: Any) -> Lease | None:
     return Lease(id_, request, tuple(Part(*fields) for fields in parts), deadline, once)
 
 
-def _pack_outcome(outcome: Outcome) -> tuple[Any, ...]:
-    return (*outcome[:4], _bytes(outcome.values), *outcome[5:])
+def _pack_outcome(outcome: Outcome) -> list[Any]:
+    return [*outcome[:4], _bytes(outcome.values), *outcome[5:]]
 
 
 def _pack_outcomes(outcomes: Outcomes) -> Any:
-    return outcomes.cursor, tuple(map(_pack_outcome, outcomes.outcomes))
+    return [outcomes.cursor, list(map(_pack_outcome, outcomes.outcomes))]
 
 
 def _unpack_outcomes(message: Any) -> Outcomes:
@@ -153,7 +156,7 @@ def _unpack_outcomes(message: Any) -> Outcomes:
 
 
 def _pack_kept(answer: tuple[int, list[tuple[int, Outcome]]]) -> Any:
-    return answer[0], tuple((client, _pack_outcome(outcome)) for client, outcome in answer[1])
+    return [answer[0], [[client, _pack_outcome(outcome)] for client, outcome in answer[1]]]
 
 
 def _unpack_kept(message: Any) -> tuple[int, list[tuple[int, Outcome]]]:

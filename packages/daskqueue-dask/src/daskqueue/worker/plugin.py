@@ -140,7 +140,7 @@ class DaskQueueWorker(WorkerPlugin):
         if order is None:
             return ERROR, "UnknownOperation", do
         try:
-            return OK, await order(**message)
+            return [OK, await order(**message)]  # a list: it may hold frames
         except OrderRefused as refusal:
             return ERROR, REFUSED, str(refusal)
         except Exception as error:

@@ -220,13 +220,13 @@ class QueueHost:
         """The way to call a queue of this worker without a message."""
         return self.call if uuid in self.actors else None
 
-    async def handle(self, op: str, uuid: str, epoch: int, message: dict[str, Any], alive: Alive) -> Answer:
-        """Answer a message."""
+    async def handle(self, op: str, uuid: str, epoch: int, message: dict[str, Any], alive: Alive) -> Answer | list[Any]:
+        """Answer a message; a list, if it may hold frames."""
         codec = CODECS.get(op)
         if codec is None:
             return ERROR, "UnknownOperation", op
         answer = await self.call(op, uuid, epoch, codec.unpack(message), alive)
-        return (OK, codec.pack_answer(answer[1])) if answer[0] == OK else answer
+        return [OK, codec.pack_answer(answer[1])] if answer[0] == OK else answer
 
     async def call(
         self, op: str, uuid: str, epoch: int, arguments: dict[str, Any], alive: Alive | None = None
