@@ -249,6 +249,21 @@ def test_first_in_first_out(client: Client, oracle: Any) -> None:
         assert oracle.lines() == [str(n) for n in range(2000)]
 
 
+def test_first_in_first_out_of_all_calls(client: Client, oracle: Any) -> None:
+    """Single calls, which travel together, are not overtaken by blocks that come after them, nor overtake them."""
+    with QueuePool(client) as pool:
+        futures: list[cf.Future[Any]] = []
+        for start in range(0, 1000, 200):
+            futures += [pool.submit(oracle.mark, n) for n in range(start, start + 90)]
+            pool.map(oracle.mark, range(start + 90, start + 130))
+            futures += [pool.options(expires=1000).submit(oracle.mark, n) for n in range(start + 130, start + 180)]
+            futures += pool.submit_many(oracle.mark, range(start + 180, start + 199))[:]
+            futures += pool.batch_submit([(oracle.mark, start + 199)])[:]
+        with ConsumerPool(client, pool, n_consumers=1, concurrency=1):
+            assert not cf.wait(futures, LIMIT).not_done
+        assert oracle.lines() == [str(n) for n in range(1000)]
+
+
 # --------------------------------------------------------------------------------------------------------- futures
 
 

@@ -193,17 +193,29 @@ class Submitter:
         in_flight = sum(stream.in_flight for stream in self._streams)
         with self._lock:
             batches, self._batches = self._batches, deque()
+            ready = [(self._calls_before(batch.first), batch, of, shift) for batch, of, shift in batches]
             calls: deque[Call] = deque()
             if len(self._calls) >= self._batch_calls or in_flight < COALESCE_PUTS:
                 calls, self._calls = self._calls, calls
             self._woken = bool(self._calls)  # what stays leaves with the next answer
-        for batch, of, shift in batches:
+        for before, batch, of, shift in ready:
+            self._offer_calls(before)
             self._streams[self._balancer.pick()].offer(batch, of, shift)
+        self._offer_calls(calls)
+        for index in range(len(self._streams)):
+            self.kick(index)
+
+    def _calls_before(self, number: int) -> deque[Call]:
+        """Called with the lock held: takes the calls that were submitted before task `number`, to keep their order."""
+        before: deque[Call] = deque()
+        while self._calls and self._calls[0].future.number < number:
+            before.append(self._calls.popleft())
+        return before
+
+    def _offer_calls(self, calls: deque[Call]) -> None:
         while calls:
             batch, sink, queue = gather(calls, self._session.id, self._batch_calls, len(self._streams))
             self._streams[self._balancer.pick() if queue is None else queue].offer(batch, sink)
-        for index in range(len(self._streams)):
-            self.kick(index)
 
     def kick(self, index: int) -> None:
         """Send what the window of queue `index` lets through."""
