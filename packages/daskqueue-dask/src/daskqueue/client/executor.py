@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueExecutor"]
 
+_with_clusters: Final[set[QueueExecutor]] = set()  # not shut down
 _CONSUMER_OPTIONS: Final = ("executor", "batch_size", "early_ack", "retries", "tags", "drain_before", "walltime")
 
 
@@ -36,7 +39,9 @@ class QueueExecutor(Executor):
         thread of each worker, those that join later too.
     name, options: as for `QueuePool` and `ConsumerPool`.
 
-    Results are not kept for other readers: they stream back to this executor's futures.
+    Results are not kept for other readers: they stream back to this executor's futures. With a cluster of its own the
+    process does not end before its calls have, as in the standard library, also if nobody shuts it down; with a
+    client, they go on as long as their pool and its cluster do.
     """
 
     def __init__(
@@ -58,6 +63,8 @@ class QueueExecutor(Executor):
         self._owned: list[Client | LocalCluster] = []
         if client is None:
             client = self._own_cluster()
+        elif not isinstance(client, Client):
+            raise TypeError(f"client must be a dask.distributed.Client, not {client!r}")
         elif client.asynchronous:
             raise TypeError("an Executor blocks: with an asynchronous Dask client use QueuePool and ConsumerPool")
         try:
@@ -78,10 +85,12 @@ class QueueExecutor(Executor):
         )
         client = Client(cluster, set_as_default=False)
         self._owned = [client, cluster]
+        _with_clusters.add(self)
         return client
 
     def _close_owned(self) -> None:
         owned, self._owned = self._owned, []
+        _with_clusters.discard(self)
         for thing in owned:
             thing.close()
 
@@ -122,6 +131,7 @@ class QueueExecutor(Executor):
             self._close_owned()
         else:
             self._pool._connection.refuse()
+            _with_clusters.discard(self)
             # not a daemon: as in the standard library, the process ends when the work is done
             closing = threading.Thread(target=self.shutdown, kwargs={"cancel_futures": cancel_futures})
             closing.start()
@@ -136,3 +146,15 @@ class QueueExecutor(Executor):
         else:
             self.shutdown(wait=True)
         return False
+
+
+def _shut_down_all() -> None:
+    """The interpreter ends: finish what was submitted to clusters that end with it."""
+    for executor in list(_with_clusters):
+        executor.shutdown()
+
+
+# where `concurrent.futures` waits for its executors: before `atexit`, when Dask closes clusters
+getattr(threading, "_register_atexit", atexit.register)(_shut_down_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_with_clusters.clear)  # they are the parent's

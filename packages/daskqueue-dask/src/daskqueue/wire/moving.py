@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from distributed.protocol import to_serialize
 
+from daskqueue.wire.apart import apart
 from daskqueue.wire.operations import INLINE_BYTES
 from daskqueue_core.batch import Buffer
 from daskqueue_core.handover import HandOver
@@ -103,4 +104,4 @@ async def fetch(ask: Callable[[int], Awaitable[Piece | None]]) -> MovingQueue | 
         failing_since = None
         frames += some.frames
         if len(frames) == some.total:
-            return await asyncio.to_thread(unpack, Packed(some.pickled, frames))
+            return await apart(unpack, Packed(some.pickled, frames))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from daskqueue.wire.apart import apart
 from daskqueue.wire.moving import MovingQueue, Packed, Piece, pack, piece
 
 __all__ = ["Departures"]
@@ -29,7 +30,7 @@ class Departures:
 
     def add(self, uuid: str, epoch: int, queue: MovingQueue) -> None:
         """This one was served under `epoch` until now."""
-        self._departed[uuid] = _Departed(epoch, asyncio.ensure_future(asyncio.to_thread(pack, queue)))
+        self._departed[uuid] = _Departed(epoch, asyncio.ensure_future(apart(pack, queue)))
 
     async def piece(self, uuid: str, first: int) -> Piece:
         """A piece of that queue, from frame `first`: see `wire.moving`."""

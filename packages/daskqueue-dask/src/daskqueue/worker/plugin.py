@@ -27,6 +27,7 @@ from dask.utils import parse_timedelta
 from distributed import Worker, WorkerPlugin
 from distributed.core import Status
 
+from daskqueue.wire.apart import apart
 from daskqueue.wire.compat import add_metric, end_of
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone, new_connection_pool
 from daskqueue.wire.moving import Piece, fetch, pack_piece
@@ -110,7 +111,7 @@ class DaskQueueWorker(WorkerPlugin):
         self._beating.cancel()
         await self.host.close()
         self._left.set()
-        await asyncio.to_thread(self.async_loop.close, 1.0)
+        await apart(self.async_loop.close, 1.0)
         await self.connections.close()
 
     async def _give_queues_away(self) -> float:
