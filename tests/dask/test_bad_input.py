@@ -20,6 +20,7 @@ from daskqueue import (
     NotInstalled,
     PoolClosed,
     PoolExists,
+    QueueExecutor,
     QueueLost,
     QueuePool,
 )
@@ -109,7 +110,7 @@ def test_result_that_cannot_be_pickled(pool: QueuePool) -> None:
     failures = batch.failures(LIMIT)
     assert list(failures) == [5]
     assert isinstance(failures[5], UnpicklableResult)
-    assert "lock" in str(failures[5])
+    assert "cannot pickle '_thread.lock' object" in str(failures[5]), "the reason, too"
     assert [batch[n].result(0) for n in range(10) if n != 5] == [n for n in range(10) if n != 5]
 
 
@@ -225,6 +226,8 @@ def test_no_client_and_closed_client(cluster: Any, new_client: Callable[..., Cli
         QueuePool(client)
     with pytest.raises(TypeError, match="not 'tcp"):
         QueuePool("tcp://127.0.0.1:8786")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not 'tcp"):
+        QueueExecutor("tcp://127.0.0.1:8786")  # type: ignore[arg-type]
     pool.shutdown()
 
 

@@ -25,6 +25,7 @@ from daskqueue import (
     PoolExists,
     QueueExecutor,
     QueuePool,
+    ResultExpired,
     RetryPolicy,
     TaskOptions,
 )
@@ -383,6 +384,8 @@ def test_results_that_nobody_stores(pool: QueuePool) -> None:
     assert pool.submit_many(abs, range(5), store_result=False).results(LIMIT) == [None] * 5
     assert view.batch_submit([(abs, 1), (abs, 2)]).results(LIMIT) == [None, None]
     assert pool.results([future.key for future in futures]) == {}
+    with pytest.raises(ResultExpired, match="store_result=False"):
+        pool.get_future(futures[0].key).result(LIMIT)
     with pytest.raises(TypeError, match="submit_many"):
         view.map(abs, [1])
 

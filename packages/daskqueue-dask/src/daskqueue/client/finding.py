@@ -133,7 +133,8 @@ class Finder:
                 return future
         self._asked.pop(number, None)
         expired = ResultExpired(
-            f"the result of task {key} is not kept any more: result_ttl is over, or it was too much"
+            f"the result of task {key} is not kept: result_ttl is over, it was too much or was purged, or it was never"
+            " kept for other readers (map, submit_many, QueueExecutor, store_result=False)"
         )
         if self._remembered(future, expired if Known.EXPIRED in answers.values() else None):
             return future

@@ -28,6 +28,7 @@ from daskqueue.wire.errors import (
     UnpicklableArgument,
     UnpicklableResult,
     encode_error,
+    message_of,
 )
 from daskqueue.wire.functions import Buffer, Style, function_name
 from daskqueue.wire.pickles import has_globals
@@ -171,7 +172,7 @@ def _unpicklable_item(item: object, error: Exception, index: int | None) -> Unpi
 def _unpicklable_result(index: int, value: object, cause: BaseException) -> TaskFailure:
     error = UnpicklableResult(
         f"the task ran, but its result (of type {_type_of(value)}) cannot be pickled or read back:"
-        f" {type(cause).__name__}. Return something that can be sent to another process."
+        f" {type(cause).__name__}: {message_of(cause)}. Return something that can be sent to another process."
     )
     error.__cause__ = cause
     return TaskFailure(index, *encode_error(error))

@@ -55,6 +55,7 @@ __all__ = [
     "UnpicklableResult",
     "decode_error",
     "encode_error",
+    "message_of",
 ]
 
 TEXT_BYTES_MAX = 64 * 1024
@@ -147,7 +148,7 @@ class TaskFailure(NamedTuple):
 
 def encode_error(error: BaseException) -> tuple[bytes, str]:
     """Turn an exception into (blob, text). A copy that does not come back as the same class is not sent."""
-    type_name, message, text = _type_name(error), _message(error), _text(error)
+    type_name, message, text = _type_name(error), message_of(error), _text(error)
     copy: bytes | None
     try:
         copy = _dump(error)
@@ -218,7 +219,8 @@ def _type_name(error: BaseException) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """What it says, whatever its `__str__` does; not too long."""
     try:
         return _printable(str(error), TEXT_BYTES_MAX // 4)
     except BaseException:
@@ -230,7 +232,7 @@ def _text(error: BaseException) -> str:
         report = traceback.TracebackException(type(error), error, _their_frames(error.__traceback__), compact=True)
         return _printable("".join(report.format()), TEXT_BYTES_MAX)
     except BaseException:  # a __str__ that raises SystemExit, a chain too deep to format
-        return f"{_type_name(error)}: {_message(error)}\n"
+        return f"{_type_name(error)}: {message_of(error)}\n"
 
 
 def _their_frames(frames: TracebackType | None) -> TracebackType | None:
