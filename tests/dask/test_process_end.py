@@ -53,7 +53,7 @@ def test_an_executor_with_a_cluster_of_its_own(tmp_path: Path) -> None:
     assert (done.stderr, done.returncode) == ("", 3)
 
 
-@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_work_under_way(tmp_path: Path, processes: bool) -> None:
     """A client's cluster ends with the process: it is not waited for, and there is no traceback."""
     done = run(
