@@ -9,6 +9,7 @@ itself is killed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -195,7 +196,7 @@ class ProcessCluster:
         client, self._client = self._client, None
         with self._end:
             if client is not None:
-                with contextlib.suppress(TimeoutError, OSError):
+                with contextlib.suppress(asyncio.TimeoutError, OSError):  # a TimeoutError of its own before 3.11
                     client.close(timeout=1 if self.scheduler.alive else 0)
 
     def __enter__(self) -> ProcessCluster:
