@@ -111,6 +111,22 @@ def test_a_durable_queue_of_the_last(directory: Directory) -> None:
     assert [(order.uuid, order.epoch) for order in hosts if order.pool == "d"] == [("file", 1)]
 
 
+def test_a_durable_queue_when_all_leave(directory: Directory) -> None:
+    """Those that leave serve it one after the other: they may still have to report there."""
+    directory.open("d", {}, 1, client="c1", owned=False, uuids=["file"])
+    directory.hosted("d", "file", 0)
+    directory.worker_leaves(A)
+    assert directory.worker_leaves(B) == []
+    owners = (owner(A), owner(B))
+    assert directory.host_failed("d", "file", 1) == [Host(A, "d", 0, "file", 2, {}, (), owners, leaving=True)]
+    directory.hosted("d", "file", 2)
+    hosts = [order for order in directory.worker_left(A) if isinstance(order, Host)]
+    assert hosts == [Host(B, "d", 0, "file", 3, {}, (), (owner(B),), leaving=True)]
+    directory.hosted("d", "file", 3)
+    orders = [order for order in directory.worker_joined(C, owner(C), 1) if getattr(order, "pool", "") == "d"]
+    assert orders == [Drop(B, "d", "file", 3), Host(C, "d", 0, "file", 4, {}, (), (owner(B), owner(C)))]
+
+
 def test_what_is_not_served_yet(directory: Directory) -> None:
     """It holds nothing: another host, another life."""
     directory.open("r", {}, 1, client="c1", owned=True)
@@ -187,7 +203,9 @@ def test_a_random_walk(directory: Directory, seed: int) -> None:
             if isinstance(order, (Host, TakeOver)):
                 assert (order.pool, order.epoch) not in given
                 given.add((order.pool, order.epoch))
-                assert isinstance(order, TakeOver) or order.address in directory.staying
+                if isinstance(order, Host):
+                    assert order.address in (directory.workers if order.leaving else directory.staying)
+                    assert order.pool == "d" or not order.leaving
                 has[order.address, order.uuid] = order.epoch
                 waiting.append(order)
             elif isinstance(order, Drop) and has.get((order.address, order.uuid), 1 << 30) <= order.epoch:

@@ -7,7 +7,8 @@ what it held, the queue is lost.
 
 A worker that *leaves* is here until `worker_left` says otherwise, and its owner keeps its leases: what it runs ends
 there. What it hosts goes to those that stay: a queue in memory is taken over, and if one cannot, by the next; a durable
-one is closed, and opened elsewhere. If nobody stays, the queues stay too, and end with the worker.
+one is closed, and opened elsewhere. If nobody stays, the queues stay too, and end with the worker; a durable one is
+then opened by another that leaves.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Moves(Placing):
             return orders + self._rehost(record, index, avoid=move.to)
         to, tried = home, move.tried | {move.to}
         if self._workers[home].leaving:
-            to = self._least_loaded(refused=tried) or home
+            to = self._least_loaded(self.staying, refused=tried) or home
         return orders + self._move(record, index, Move(to, record.next_epoch(index), move.lost, tried))
 
     def _moving(self, pool: str, uuid: str, epoch: int) -> tuple[PoolRecord | None, int, Move | None]:
@@ -109,7 +110,7 @@ class Moves(Placing):
         if not self.staying:
             return []
         if place.up and not pool.durable:
-            to = self._least_loaded()
+            to = self._least_loaded(self.staying)
             assert to is not None
             return self._move(pool, index, Move(to, pool.next_epoch(index), []))
         # A durable queue is on the disk; what is not served yet holds nothing, and nobody knows it.

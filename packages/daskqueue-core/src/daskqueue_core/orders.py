@@ -33,6 +33,7 @@ class Host(NamedTuple):
     expected: tuple[str, ...]  # clients that may put again what the life before this lost
     owners: tuple[str, ...] = ()  # who is here: of a durable queue they keep their leases
     lost: tuple[str, ...] = ()  # who was here and is gone: what they ran may have killed them
+    leaving: bool = False  # nobody stays: it serves though it leaves, as long as it is here
 
 
 class TakeOver(NamedTuple):

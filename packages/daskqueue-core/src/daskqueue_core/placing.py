@@ -1,11 +1,14 @@
 """Which worker hosts a queue: the first one, and another after a loss. Pure.
 
+One that stays, if there is any. Else a durable queue is served by those that leave, one after the other, as long as one
+of them may still have to report what it runs; what is in memory would be lost with them.
+
 Not here: moving a queue with what it holds (`moves`), pools and consumers (`directory`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from daskqueue_core.orders import Drop, Host, Order, Place
@@ -84,10 +87,14 @@ class Placing:
         return orders + self._host(pool, index, avoid)
 
     def _host(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
+        able = self.staying
+        leaving = pool.durable and not able
+        if leaving:  # what they still run, they report there
+            able = self.workers
         refused = pool.refused.get(pool.places[index].uuid, set())
-        if refused.issuperset(self.staying):  # nobody could: all are asked once more
+        if refused.issuperset(able):  # nobody could: all are asked once more
             refused.clear()
-        address = self._least_loaded(avoid, refused)
+        address = self._least_loaded(able, avoid, refused)
         if address is None:
             return []
         place = pool.places[index] = pool.places[index]._replace(address=address)
@@ -99,11 +106,11 @@ class Placing:
             lost = tuple(self._lost)
         elif place.epoch:
             expected = tuple(sorted(pool.clients))
-        return [Host(address, pool.name, index, place.uuid, place.epoch, pool.options, expected, owners, lost)]
+        return [Host(address, pool.name, index, place.uuid, place.epoch, pool.options, expected, owners, lost, leaving)]
 
-    def _least_loaded(self, avoid: str = "", refused: Collection[str] = ()) -> str | None:
-        """A worker that stays and hosts least, counting what is on its way there; `avoid` only if there is no other."""
-        load = dict.fromkeys([address for address in self.staying if address not in refused], 0)
+    def _least_loaded(self, able: Sequence[str], avoid: str = "", refused: Collection[str] = ()) -> str | None:
+        """Who of `able` hosts least, counting what is on its way there; `avoid` only if there is no other."""
+        load = dict.fromkeys([address for address in able if address not in refused], 0)
         for pool in self.pools.values():
             for place in pool.places:
                 move = pool.moves.get(place.uuid)

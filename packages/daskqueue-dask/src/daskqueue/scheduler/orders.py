@@ -146,6 +146,7 @@ class Orders:
                 expected=order.expected,
                 owners=order.owners,
                 lost=order.lost,
+                leaving=order.leaving,
             )
         if isinstance(order, TakeOver):
             return await self._order(

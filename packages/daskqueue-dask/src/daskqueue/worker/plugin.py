@@ -158,9 +158,11 @@ class DaskQueueWorker(WorkerPlugin):
         expected: tuple[str, ...],
         owners: tuple[str, ...],
         lost: tuple[str, ...],
+        leaving: bool,
     ) -> None:
-        """Serve a queue."""
-        self._check_stays()
+        """Serve a queue; with `leaving`, also while this worker leaves."""
+        if not leaving:
+            self._check_stays()
         await self.host.open(HostOrder(queue, epoch, pool, index, options, expected, owners, lost))
 
     async def order_take_over(
