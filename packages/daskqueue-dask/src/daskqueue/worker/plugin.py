@@ -87,6 +87,7 @@ class DaskQueueWorker(WorkerPlugin):
         worker.handlers[HANDLER] = self.handle
         add_metric(worker, METRIC, Load(self).measure)
         self._beating = asyncio.ensure_future(self._beat())
+        self._beating.add_done_callback(self._beaten)
         answer = await getattr(worker.scheduler, HANDLER)(
             do="hello", address=worker.address, owner=self.owner, nthreads=worker.state.nthreads, protocol=PROTOCOL
         )
@@ -329,6 +330,10 @@ class DaskQueueWorker(WorkerPlugin):
                     uuid = route.places[index].uuid
                     if self._has_news(uuid) and uuid not in self._beats:  # a host that does not answer gets no more
                         self._spawn(self.heartbeat(route, index))
+
+    def _beaten(self, beating: asyncio.Task[None]) -> None:
+        if beating.cancelled() and not self._leaving:  # with all else here, a closing that did not come to us, too
+            end_of(self.worker)
 
     def _has_news(self, uuid: str) -> bool:
         book = self.books.get(uuid)

@@ -1,0 +1,35 @@
+"""The worker plugin in a worker of the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from distributed import Client, Scheduler, Worker
+
+from daskqueue.client.install import install
+
+LIMIT = 60
+
+
+def test_a_closing_that_is_cancelled_at_once() -> None:
+    """Before it came to the plugin: what else ran there is cancelled with it, and who waits for its end is let go."""
+
+    async def test() -> None:
+        async with (
+            Scheduler(port=0, dashboard=False) as scheduler,
+            Worker(scheduler.address, dashboard=False) as worker,
+            Client(scheduler.address, asynchronous=True) as client,
+        ):
+            await install(client)
+            before = asyncio.all_tasks()
+            closing = asyncio.ensure_future(worker.close())
+            for task in asyncio.all_tasks() - before | _of_plugin(before):
+                task.cancel()
+            assert isinstance((await asyncio.gather(closing, return_exceptions=True))[0], asyncio.CancelledError)
+            await asyncio.wait_for(worker.finished(), LIMIT)
+
+    asyncio.run(test())
+
+
+def _of_plugin(tasks: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:
+    return {task for task in tasks if "DaskQueueWorker" in str(task.get_coro())}
