@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster, Worker, get_client, get_worker, secede, worker_client
+from distributed import Client, LocalCluster, Scheduler, Worker, get_client, get_worker, secede, worker_client
 from distributed.core import Server
 from distributed.threadpoolexecutor import rejoin
 from distributed.worker import thread_state
@@ -16,6 +16,7 @@ from daskqueue.wire.calls import decode_values, encode_block
 from daskqueue.wire.compat import (
     add_metric,
     coroutine_context,
+    end_heartbeats,
     end_of,
     metric_of,
     process_of,
@@ -253,5 +254,18 @@ def test_who_waits_for_an_end() -> None:
         waiting = asyncio.ensure_future(server.finished())
         end_of(server)
         await asyncio.wait_for(waiting, LIMIT)
+
+    asyncio.run(test())
+
+
+def test_the_end_of_heartbeats() -> None:
+    """None is said any more."""
+
+    async def test() -> None:
+        async with Scheduler(port=0, dashboard=False) as scheduler, Worker(scheduler.address) as worker:
+            heartbeat = worker.periodic_callbacks["heartbeat"]
+            assert heartbeat.is_running()
+            end_heartbeats(worker)
+            assert not heartbeat.is_running()
 
     asyncio.run(test())

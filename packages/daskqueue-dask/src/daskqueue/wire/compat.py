@@ -9,6 +9,7 @@ Not here: anything with a decision in it. When a new `distributed` breaks us, it
     Worker.active_threads(_lock)             the Profile page and call stacks
     Worker.monitor.proc                      when this process began, and its parents
     Worker.metrics                           what heartbeats bring to the scheduler, in `WorkerState.metrics`
+    Worker.periodic_callbacks["heartbeat"]   what a worker that leaves says no more
     Scheduler.handlers["adaptive_target"]    how many workers `cluster.adapt` wants
     Server._event_finished                   what `Server.finished` waits for
 """
@@ -30,6 +31,7 @@ __all__ = [
     "Process",
     "add_metric",
     "coroutine_context",
+    "end_heartbeats",
     "end_of",
     "metric_of",
     "process_of",
@@ -94,6 +96,11 @@ def process_of(worker: Worker) -> Process:
 def add_metric(worker: Worker, name: str, measure: Callable[[Worker], Any]) -> None:
     """Let each heartbeat of the worker bring what `measure` says, which must be a plain value and must not wait."""
     worker.metrics[name] = measure
+
+
+def end_heartbeats(worker: Worker) -> None:
+    """No more from this worker: one that was retired would be told that it is unknown, and both log a warning."""
+    worker.periodic_callbacks["heartbeat"].stop()
 
 
 def end_of(worker: Worker) -> None:

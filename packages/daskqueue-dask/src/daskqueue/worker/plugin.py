@@ -28,7 +28,7 @@ from distributed import Worker, WorkerPlugin
 from distributed.core import Status
 
 from daskqueue.wire.apart import apart
-from daskqueue.wire.compat import add_metric, end_of
+from daskqueue.wire.compat import add_metric, end_heartbeats, end_of
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone, new_connection_pool
 from daskqueue.wire.moving import Piece, fetch, pack_piece
 from daskqueue.wire.operations import ERROR, HANDLER, METRIC, OK, PROTOCOL, REFUSED
@@ -105,6 +105,7 @@ class DaskQueueWorker(WorkerPlugin):
 
     async def _leave_in_peace(self) -> None:
         self._leaving = True
+        end_heartbeats(self.worker)
         ending = [self._stop(actor) for actor in list(self.consumers.values())]
         left = await self._give_queues_away()
         if ending and (await asyncio.wait(ending, timeout=max(0.0, left)))[1]:
