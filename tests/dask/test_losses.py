@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import pytest
 
-from daskqueue import ConsumerBaseClass, ConsumerPool, QueueLost, QueuePool, WorkerCrashed
+from daskqueue import ConsumerBaseClass, ConsumerPool, PoolClosed, QueueLost, QueuePool, WorkerCrashed
 
 LIMIT = 60
 
@@ -340,6 +341,22 @@ def test_cluster_closed(new_cluster: Callable[..., Any], oracle: Any, eventually
     with pytest.raises(RuntimeError):
         pool.join(timeout=LIMIT)
     assert time.monotonic() - began < 40
+    pool.shutdown()
+
+
+@pytest.mark.filterwarnings("error")
+def test_after_the_end(new_cluster: Callable[..., Any], eventually: Callable[..., Any]) -> None:
+    """The client's event loop has gone with the client: each call says so at once."""
+    cluster, client = new_cluster(n_workers=1)
+    pool = started(client)
+    assert pool.submit(abs, -1).result(LIMIT) == 1
+    loop = client.loop.asyncio_loop
+    client.close()
+    cluster.close()
+    eventually(loop.is_closed)
+    for call in (partial(pool.submit, abs, 1), pool.join, pool.stats, pool.health, pool.results, pool.flush):
+        with pytest.raises(PoolClosed, match=r"client .*was closed"):
+            call()
     pool.shutdown()
 
 

@@ -30,6 +30,7 @@ T = TypeVar("T")
 WATCH_S: Final = 0.25
 LOOK_S: Final = 1.0
 CONNECTED_S: Final = 30.0
+CLIENT_CLOSED: Final = "the Dask client of this pool was closed: make a new Client, and a new pool"
 
 _sessions: weakref.WeakKeyDictionary[Client, Session] = weakref.WeakKeyDictionary()
 _sessions_lock = threading.Lock()
@@ -96,7 +97,7 @@ class Session:
         """The Dask client; `PoolClosed` if it is gone."""
         client = self._client()
         if client is None or client.status not in ("running", "connecting"):
-            raise PoolClosed("the Dask client of this pool was closed: make a new Client, and a new pool")
+            raise PoolClosed(CLIENT_CLOSED)
         return client
 
     @property
@@ -126,7 +127,11 @@ class Session:
         if self.on_loop:
             coroutine.close()
             raise RuntimeError("this call would block the client's event loop: call it from another thread")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError:
+            coroutine.close()
+            raise PoolClosed(CLIENT_CLOSED) from None
         while True:
             try:
                 return future.result(LOOK_S)
@@ -156,7 +161,7 @@ class Session:
         try:
             self.loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
-            raise PoolClosed("the Dask client of this pool was closed: make a new Client, and a new pool") from None
+            raise PoolClosed(CLIENT_CLOSED) from None
 
     async def ask(self, do: str, **message: Any) -> tuple[Any, ...]:
         """Ask the directory; returns its answer. Raises OSError."""
