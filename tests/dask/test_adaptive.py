@@ -117,6 +117,15 @@ def test_one_host_stays(directory: Directory) -> None:
     assert needed_workers(directory, {A: load(), B: load()}) == set()
 
 
+def test_outcomes_on_disk(directory: Directory) -> None:
+    """Their client may never come back: they keep no worker but the one that hosts at all."""
+    directory.open("d", {}, 2, client="c", owned=False, uuids=["d0", "d1"])
+    assert [place.address for place in directory.pools["d"].places] == [B, A]
+    directory.close("p")
+    unread = {A: load(d1=depth(unread=1)), B: load(d0=depth(unread=1))}
+    assert needed_workers(directory, unread) == {A}
+
+
 def test_tempo() -> None:
     """Seconds a message, of what was done lately and of what runs."""
     tempo = Tempo()

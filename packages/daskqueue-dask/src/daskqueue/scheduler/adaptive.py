@@ -112,7 +112,8 @@ def needed_workers(directory: Directory, loads: Loads) -> set[str]:
             if place.address:
                 hosts[place.address] += 1
                 depth = _depth(place.uuid, loads.get(place.address))
-                if depth.ready or depth.delivered or depth.scheduled or depth.undelivered_outcomes:
+                unheard = 0 if pool.durable else depth.undelivered_outcomes  # on disk they wait for years
+                if depth.ready or depth.delivered or depth.scheduled or unheard:
                     needed.add(place.address)
     if hosts and not needed & set(hosts):
         needed.add(min(hosts, key=lambda address: (-hosts[address], address)))
