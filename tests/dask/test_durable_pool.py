@@ -121,10 +121,11 @@ def test_nothing_to_resume(client: Client, where: Path) -> None:
 
 
 def test_another_number_of_queues(client: Client, pool: QueuePool, where: Path) -> None:
-    """As many as it was made with."""
-    with pytest.raises(PoolExists, match="n_queues"):
+    """As many as it was made with; the error names the pool as `attach` does."""
+    with pytest.raises(PoolExists, match="n_queues") as caught:
         QueuePool(client, 3, durability="durable", dirpath=where)
-    with pytest.raises(PoolExists, match="name"):
+    assert QueuePool.attach(client, caught.value.name).name == pool.name
+    with pytest.raises(PoolExists, match=f"{pool.name}.* name is"):
         QueuePool(client, name="other", durability="durable", dirpath=where)
     with pytest.raises(PoolExists, match="maxsize"):
         QueuePool(client, durability="durable", dirpath=where, maxsize=7)

@@ -90,7 +90,8 @@ def _raise_refusal(answer: Sequence[Any], name: str, dirpath: str | None = None)
         what, text = detail
         raise storage_error(what, text, dirpath or "")
     if kind == "PoolExists":
-        raise PoolExists(name, {option: tuple(pair) for option, pair in detail.items()})
+        existing, differ = detail
+        raise PoolExists(existing, {option: tuple(pair) for option, pair in differ.items()})
     if kind == "NotInstalled":
         raise NotInstalled(detail)
     raise DaskQueueError(f"the scheduler refused pool {name!r}: {kind}: {detail}")

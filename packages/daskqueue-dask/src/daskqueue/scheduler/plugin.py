@@ -159,7 +159,7 @@ class DaskQueueScheduler(SchedulerPlugin):
             count = len(record.places) if record is not None else len(uuids) if uuids is not None else n_queues
             differ = differences({**there, "n_queues": count}, {**options, "n_queues": n_queues})
             if differ:
-                raise _Refused("PoolExists", differ)
+                raise _Refused("PoolExists", (name, differ))
             if record is None:
                 orders = self.directory.open(name, options, n_queues, client=client, owned=owned, uuids=uuids)
                 self._orders.carry_out(orders)
@@ -183,7 +183,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         for record in self.directory.pools.values():
             if record.options.get("_uuid") == uuid:
                 if name not in (None, record.name):
-                    raise _Refused("PoolExists", {"name": (record.name, name)})
+                    raise _Refused("PoolExists", (record.name, {"name": (record.name, name)}))
                 return record.name
         return name if name is not None else f"durable-{uuid}"
 
