@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import pytest
 from distributed import Client, Scheduler, Worker
 
 from daskqueue.client.install import install
+from daskqueue.wire.operations import ERROR
+from daskqueue.worker.plugin import DaskQueueWorker
+from daskqueue_storage.errors import StorageError
 
 LIMIT = 60
 
@@ -33,3 +38,16 @@ def test_a_closing_that_is_cancelled_at_once() -> None:
 
 def _of_plugin(tasks: set[asyncio.Task[object]]) -> set[asyncio.Task[object]]:
     return {task for task in tasks if "DaskQueueWorker" in str(task.get_coro())}
+
+
+@pytest.mark.parametrize("error", [StorageError("d", "no"), ConnectionRefusedError("no")])
+def test_what_others_do_is_no_fault_of_ours(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """An order that cannot be carried out because of it is answered; the worker's log has no traceback."""
+
+    class Ordered(DaskQueueWorker):
+        async def order_drop(self, queue: str, epoch: int) -> None:
+            raise error
+
+    answer: Any = asyncio.run(Ordered().handle(None, "drop", queue="q", epoch=0))
+    assert answer == (ERROR, type(error).__name__, str(error))
+    assert not caplog.records

@@ -41,6 +41,7 @@ from daskqueue.worker.queue_host import HostOrder, OrderRefused, QueueHost
 from daskqueue_core.consumer import LeaseBook, RequestNumbers
 from daskqueue_core.directory import Place
 from daskqueue_core.errors import NotInstalled, QueueUnavailable
+from daskqueue_storage.errors import StorageError
 
 __all__ = ["DaskQueueWorker"]
 
@@ -146,6 +147,8 @@ class DaskQueueWorker(WorkerPlugin):
             return [OK, await order(**message)]  # a list: it may hold frames
         except OrderRefused as refusal:
             return ERROR, REFUSED, str(refusal)
+        except (OSError, StorageError) as error:  # another host is gone, or still has it: who ordered it says so
+            return ERROR, type(error).__name__, str(error)
         except Exception as error:
             logger.exception("worker %s failed at %s", self.worker.address, do)
             return ERROR, type(error).__name__, str(error)
