@@ -279,6 +279,18 @@ def test_a_durable_queue_hears_who_was_lost(directory: Directory) -> None:
     assert last.lost[-1] == again.owners[0]
 
 
+def test_an_owner_lost_while_a_durable_queue_is_opened(directory: Directory) -> None:
+    """Its host was told that it is here: it hears of the loss when it serves, or those leases would stay."""
+    join(directory, A, B, C)
+    [host] = open_durable(directory, "x")
+    directory.hosted("d", "x", 0)
+    [again] = [order for order in directory.worker_left(host.address) if isinstance(order, Host)]
+    other = ({A, B, C} - {host.address, again.address}).pop()
+    directory.worker_left(other)
+    assert directory.hosted("d", "x", again.epoch) == [Release(again.address, f"{other}#1")]
+    assert directory.hosted("d", "x", again.epoch) == []
+
+
 def test_each_worker_tries_a_durable_queue_once(directory: Directory) -> None:
     """And when none could, all are asked once more; a worker that joins is asked as well."""
     join(directory, A, B, C)

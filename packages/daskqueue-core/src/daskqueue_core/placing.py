@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
-from daskqueue_core.orders import Drop, Host, Order, Place
+from daskqueue_core.orders import Drop, Host, Order, Place, Release
 from daskqueue_core.pool_records import PoolRecord, WorkerRecord
 
 __all__ = ["Placing"]
@@ -49,13 +49,20 @@ class Placing:
         if len(self._lost) > REMEMBERED_OWNERS:
             del self._lost[next(iter(self._lost))]
 
-    def hosted(self, pool: str, uuid: str, epoch: int) -> None:
-        """The host of queue `uuid` serves it now. `epoch` says which order that was."""
+    def hosted(self, pool: str, uuid: str, epoch: int) -> list[Order]:
+        """The host of queue `uuid` serves it now. `epoch` says which order that was.
+
+        An owner that was here then, and was lost while a durable queue was opened, keeps no leases there.
+        """
         record = self.pools.get(pool)
-        if record is not None and self._is_at(record, uuid, epoch):
-            record.refused.pop(uuid, None)
-            record.trouble.pop(uuid, None)
-            record.places = [place._replace(up=True) if place.uuid == uuid else place for place in record.places]
+        if record is None or not self._is_at(record, uuid, epoch):
+            return []
+        record.refused.pop(uuid, None)
+        record.trouble.pop(uuid, None)
+        record.places = [place._replace(up=True) if place.uuid == uuid else place for place in record.places]
+        host = record.places[record.index_of(uuid)].address
+        living = {worker.owner for worker in self._workers.values()}
+        return [Release(host, owner) for owner in record.told.pop(uuid, ()) if owner not in living]
 
     def host_failed(self, pool: str, uuid: str, epoch: int, trouble: tuple[str, str] = ("", "")) -> list[Order]:
         """The worker that was told to host queue `uuid` did not, or does no more: try the next."""
@@ -103,6 +110,7 @@ class Placing:
         lost: tuple[str, ...] = ()
         if pool.durable:
             owners = tuple(sorted(worker.owner for worker in self._workers.values()))
+            pool.told[place.uuid] = owners
             lost = tuple(self._lost)
         elif place.epoch:
             expected = tuple(sorted(pool.clients))

@@ -72,6 +72,8 @@ class PoolRecord:
     durable: bool = False
     refused: dict[str, set[str]] = field(default_factory=dict)
     """Workers that could not open a durable queue, by uuid, since one of them last could or all had been asked."""
+    told: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Who was here when a worker was ordered to open a durable queue that it does not serve yet, by uuid."""
     trouble: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     """What those said that could not serve a queue since one last could, by uuid: `(kind, text)`."""
 

@@ -97,8 +97,7 @@ class Orders:
                     return self._failed(order, error)
             else:
                 if isinstance(order, Host):
-                    self._directory.hosted(order.pool, order.uuid, order.epoch)
-                    self._notify()
+                    self.carry_out(self._directory.hosted(order.pool, order.uuid, order.epoch))
                 elif isinstance(order, TakeOver):
                     self.carry_out(self._directory.moved(order.pool, order.uuid, order.epoch, answer))
                 return None
