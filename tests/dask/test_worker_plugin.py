@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -16,8 +17,15 @@ from daskqueue_storage.errors import StorageError
 LIMIT = 60
 
 
-def test_a_closing_that_is_cancelled_at_once() -> None:
-    """Before it came to the plugin: what else ran there is cancelled with it, and who waits for its end is let go."""
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_closing_that_is_cancelled(at_once: bool) -> None:
+    """Before it came to the plugin, or where `wait_for` swallows that: all else there is cancelled with it, and who
+    waits for its end is let go."""
+
+    async def swallowing(*args: Any) -> float:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return 0.0
 
     async def test() -> None:
         async with (
@@ -27,7 +35,13 @@ def test_a_closing_that_is_cancelled_at_once() -> None:
         ):
             await install(client)
             before = asyncio.all_tasks()
+            plugin: Any = worker.plugins["daskqueue"]
+            plugin._give_queues_away = swallowing
             closing = asyncio.ensure_future(worker.close())
+            await asyncio.sleep(0)
+            assert not plugin._leaving
+            while not (at_once or plugin._leaving):  # noqa: ASYNC110  # there is no event for it
+                await asyncio.sleep(0)
             for task in asyncio.all_tasks() - before | _of_plugin(before):
                 task.cancel()
             assert isinstance((await asyncio.gather(closing, return_exceptions=True))[0], asyncio.CancelledError)

@@ -87,6 +87,7 @@ class DaskQueueWorker(WorkerPlugin):
         self.link = Link(self.connections, self._resolve, self.host.local)
         worker.handlers[HANDLER] = self.handle
         add_metric(worker, METRIC, Load(self).measure)
+        self._silent = asyncio.Event()
         self._beating = asyncio.ensure_future(self._beat())
         self._beating.add_done_callback(self._beaten)
         answer = await getattr(worker.scheduler, HANDLER)(
@@ -111,7 +112,7 @@ class DaskQueueWorker(WorkerPlugin):
         left = await self._give_queues_away()
         if ending and (await asyncio.wait(ending, timeout=max(0.0, left)))[1]:
             logger.warning("worker %s: consumers still run while the worker leaves", self.worker.address)
-        self._beating.cancel()
+        self._silent.set()
         await self.host.close()
         self._left.set()
         await apart(self.async_loop.close, 1.0)
@@ -320,8 +321,7 @@ class DaskQueueWorker(WorkerPlugin):
                 del self._beats[uuid]
 
     async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
+        while not await self._silent_after(HEARTBEAT_S):
             if self.worker.status != Status.running:  # Dask has paused it, or it leaves
                 for actor in self.consumers.values():
                     actor.leave_to_others()
@@ -335,8 +335,14 @@ class DaskQueueWorker(WorkerPlugin):
                     if self._has_news(uuid) and uuid not in self._beats:  # a host that does not answer gets no more
                         self._spawn(self.heartbeat(route, index))
 
+    async def _silent_after(self, seconds: float) -> bool:
+        """Nobody here cancels the heartbeats: see `_beaten`."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._silent.wait(), seconds)
+        return self._silent.is_set()
+
     def _beaten(self, beating: asyncio.Task[None]) -> None:
-        if beating.cancelled() and not self._leaving:  # with all else here, a closing that did not come to us, too
+        if beating.cancelled():  # with all else here: also a closing that did not come to us, or that was not told
             end_of(self.worker)
 
     def _has_news(self, uuid: str) -> bool:
