@@ -56,10 +56,10 @@ class Message:
         self.seq = -1  # not known as long as its put has not returned
         self.way = [ABSENT, OPEN]
         self.sure = 0
-        self.asked = False  # to stop, while somebody holds it
+        self.asked = False  # to stop; somebody holds it
         self.surely_asked = False  # that was recorded
         self.once_asked = False  # on a way that may come to light again: the end of it may be lost
-        self.robbed = False  # another has its key: if the asking is lost, so is the message
+        self.robbed = False  # another has its key; both that and the asking may be lost
         self.fresh = not ready_at and not expires_at
         self.value: bytes | None = None
 
@@ -127,6 +127,8 @@ class Walk:
         """Everything is on disk."""
         for one in self.messages:
             one.way, one.sure, one.once_asked = one.way[-1:], 0, one.asked
+            if one.robbed:
+                one.key, one.robbed = "", False
 
     def back(self, messages: Sequence[Message], act: Callable[[], Any], *, lasts: bool = False) -> Any:
         """Held ones go back: what was asked to stop does."""
@@ -180,14 +182,23 @@ class Walk:
 
     def holder(self, key: str) -> Message | None:
         """Whose key it is."""
-        return next((one for one in reversed(self.messages) if key and one.key == key and one.state != ABSENT), None)
+        return next(
+            (
+                one
+                for one in reversed(self.messages)
+                if key and one.key == key and not one.robbed and one.state != ABSENT
+            ),
+            None,
+        )
 
     def make_way(self, batch: Batch, holder: Message, new: list[Message]) -> None:
         """A put whose key is somebody's: that one blocks it, is replaced, or has ended and is gone."""
         if holder.asked:  # it is on its way out: whoever comes may have its key
-            holder.key, holder.robbed = "", True
+            holder.robbed = True
             self.messages += new
             self.admit(batch, new)
+            if self.sync == "batch":
+                holder.key, holder.robbed = "", False
             return
         blocks = holder.state in (OPEN, "done")
         if blocks and (batch.on_duplicate != OnDuplicate.REPLACE or holder.seq in self.held()):
@@ -196,13 +207,15 @@ class Walk:
                 assert isinstance(answer, Accepted)
                 assert answer.count == 0, f"{holder.seq} is {holder.state} and has the key"
             return
+        unsure = holder.sure < len(holder.way) - 1
         if blocks and holder.state == OPEN:
             holder.way.append("cancelled")
         holder.way.append(ABSENT)
+        holder.robbed = holder.once_asked  # if how it ended is lost, this takes its key only: it was to stop
         self.messages += new
         self.admit(batch, new)
-        if self.sync == "batch":
-            holder.sure = len(holder.way) - 1
+        if self.sync == "batch":  # what it was given back with may still be lost
+            holder.sure = len(holder.way) - (2 if unsure and holder.robbed else 1)
 
     def admit(self, batch: Batch, new: list[Message]) -> None:
         """Its producer may ask again."""
@@ -260,10 +273,7 @@ class Walk:
     def let_go(self, lease: tuple[int, str, list[Message]], members: Sequence[Message]) -> None:
         """Nobody holds these any more."""
         for one in members:
-            if one.state != OPEN:
-                one.surely_asked = False  # but if its end is lost, it was asked
-            else:
-                one.asked = one.surely_asked = False
+            one.asked = one.surely_asked = False  # but if its end is lost, it was once
             if one in lease[2]:
                 lease[2].remove(one)
 
@@ -417,12 +427,15 @@ class Walk:
             may = one.may_be()
             if OPEN in may and (one.asked or one.once_asked):
                 may.add("cancelled")
-            if one.robbed:
+            if one.robbed and mode != "kill" and self.sync != "batch":
                 may.add(ABSENT)
             if OPEN in may and 0 < one.expires_at <= queue._clock():
                 may.add("expired")
             assert state in may, f"{one.seq} is {state}; {mode}, {one.way} from {one.sure}, {one.asked}"
             assert state != OPEN or payload == one.payload, f"I3: {payload[:8]!r} under {one.seq}"
+            key = queue._ledger.key_of(one.seq) or ""
+            assert state == ABSENT or key == one.key or (one.robbed and not key), f"{one.seq} has the key {key!r}"
+            one.key = key
             must_stop = one.surely_asked and one.seq in held and (mode == "kill" or self.sync == "batch")
             assert not (must_stop and state == OPEN), f"{one.seq} was to be cancelled, and is open again"
             one.way, one.sure, one.fresh = [state], 0, False
