@@ -51,7 +51,7 @@ class Message:
         self.payload = payload
         self.priority = priority
         self.ready_at = ready_at
-        self.times = {ready_at}  # it, and those that may come back
+        self.times = [ready_at]  # those that may come back, then it
         self.expires_at = expires_at
         self.key = key
         self.seq = -1  # not known as long as its put has not returned
@@ -128,7 +128,7 @@ class Walk:
         """Everything is on disk."""
         for one in self.messages:
             one.way, one.sure, one.once_asked = one.way[-1:], 0, one.asked
-            one.times = {one.ready_at}
+            one.times = [one.ready_at]
             if one.robbed:
                 one.key, one.robbed = "", False
 
@@ -302,7 +302,7 @@ class Walk:
         if (lease := self.one_lease()) is not None:
             one, delay = self.chance.choice(lease[2]), self.chance.choice([0.0, 1.0, 25.0])
             ready_at = self.now() + int(delay * 1e9) if delay else 0
-            one.times.add(ready_at)
+            one.times.append(ready_at)
             assert self.back([one], lambda: self.queue.nack(lease[0], [one.seq], delay=delay)) == 1
             one.ready_at = ready_at
             self.let_go(lease, [one])
@@ -356,7 +356,7 @@ class Walk:
         if chosen:
             names = [(CLIENT, one.number) for one in chosen]
             for one in chosen:
-                one.times.add(0)
+                one.times.append(0)
             assert self.become(chosen, OPEN, lambda: self.queue.requeue(names)) == len(chosen)
             for one in chosen:
                 one.ready_at = 0
@@ -446,21 +446,22 @@ class Walk:
             one.way, one.sure, one.fresh = [state], 0, False
             one.asked = one.surely_asked = one.once_asked = one.robbed = False
             if state == OPEN:
-                self.check_time(queue, one)
+                self.check_time(queue, one, mode)
         self.check_results(queue, known)
         self.messages = [one for one in self.messages if one.state != ABSENT]
         self.files, self.queue, self.leases = files, queue, []
 
-    def check_time(self, queue: DurableQueue, one: Message) -> None:
-        """An open message waits for a time that it was given, if that is ahead."""
+    def check_time(self, queue: DurableQueue, one: Message, mode: str) -> None:
+        """An open message waits for a time that it was given, if that is ahead; after a kill, for the last."""
         now, ledger = queue._clock(), queue._ledger
+        times = one.times if mode != "kill" else [one.ready_at, one.times[-1]]
         if ledger.state(one.seq) is MessageState.SCHEDULED:
             [one.ready_at] = [at for at, start, stop in ledger.waiting.runs() if start <= one.seq < stop]
-            assert one.ready_at <= now or one.ready_at in one.times, f"{one.seq} waits for what it was never told"
+            assert one.ready_at <= now or one.ready_at in times, f"{one.seq} waits for what it was never told"
         else:
-            assert min(one.times) <= now, f"{one.seq} is ready too early"
+            assert min(times) <= now, f"{one.seq} is ready too early"
             one.ready_at = 0
-        one.times = {one.ready_at}
+        one.times = [one.ready_at]
 
     def check_results(self, queue: DurableQueue, known: dict[int, Message]) -> None:
         """I5."""
