@@ -8,6 +8,7 @@ Put together of `contents` (what a queue holds and what events do to it), `admin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from typing import Final, TypeVar
 
 from daskqueue_core.administration import as_runs
@@ -200,7 +201,9 @@ class TransientQueue(MovableQueue):
 
         With a `delay` in seconds they are tried again after that, without one they are dead letters.
         """
-        retry_in = -1 if delay is None else max(0, int(delay * 1e9))
+        if delay is not None and not 0 <= delay < inf:
+            raise ValueError(f"queue {self.uuid}: a delay is a number of seconds, not negative, and not {delay!r}")
+        retry_in = -1 if delay is None else int(delay * 1e9)
         reports = [
             Report(start, stop, errors=tuple(Failure(i, error, text, retry_in) for i in range(stop - start)))
             for start, stop in self._runs(lease, ids)

@@ -45,6 +45,15 @@ class RetryRules(SuiteBase):
         queue.tick()
         assert self.lease().ids == [1]
 
+    def test_nack_with_a_delay_that_is_none(self) -> None:
+        """It is refused, and nothing has changed."""
+        self.admit(calls(0, 1))
+        lease = self.lease()
+        for delay in (-1.0, float("nan"), float("inf")):
+            refused(self.queue.nack, lease, delay=delay)
+        assert self.queue.stats().delivered == 1
+        assert self.queue.nack(lease, delay=0.0) == 1
+
     def test_nack_with_a_delay(self) -> None:
         """The simple form, in seconds."""
         queue = self.timed_queue()
