@@ -93,15 +93,16 @@ class Told:
         assert max(results.values(), default=1) == 1, "two results of one message"
         assert done <= set(results), f"results lost: {sorted(done - set(results))}"
         left: list[int] = []
-        while (lease := queue.lease(1000, owner=f"check {len(left)}")) is not None:
+        leases: list[int] = []
+        while (lease := queue.lease(1000, owner="check")) is not None:
             for part in lease.parts:
                 for at, body in enumerate(part.bodies()):
                     number = part.first + at
                     assert bytes(body).rstrip(b"\0") == b"%d " % number, "a wrong payload"
                     left.append(number)
-            queue.release(lease)
-            if len(lease) < 1000:
-                break
+            leases.append(lease.id)
+        for each in leases:  # only now: what goes back is leased first
+            queue.release(each)
         assert len(set(left)) == len(left), "there twice"
         assert not done & set(left), f"done, and delivered again: {sorted(done & set(left))}"
         lost = put - set(results) - set(left)
