@@ -169,6 +169,8 @@ def test_durability_and_unknown_options(client: Client) -> None:
         QueuePool(client, on_queue_lost="retry")
     with pytest.raises(ValueError, match=r"result_ttl must be seconds, .* not 'soon'"):
         QueuePool(client, result_ttl="soon")
+    with pytest.raises(ValueError, match="lease_timeout must be at least 3 s"):
+        QueuePool(client, lease_timeout="500ms")
     with pytest.raises(ValueError, match=r"result_max_bytes must be a number of bytes, .* not '3 miles'"):
         QueuePool(client, result_max_bytes="3 miles")
     with pytest.raises(TypeError, match="name must be a string"):

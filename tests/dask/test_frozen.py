@@ -8,10 +8,12 @@ notices after some twenty-three.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,66 @@ def test_consumer_wakes_up(
         assert [future.result(LIMIT) for future in futures] == [expected if n == hung else "plain" for n in range(40)]
         eventually(lambda: sum(stats.stale for stats in pool.stats()) >= 1)
         pool.shutdown()
+
+
+def test_lease_timeout(
+    tmp_path: Path, nursery: Nursery, new_gate: Callable[[], Any], eventually: Callable[..., Any]
+) -> None:
+    """Who does not wait for Dask's patience says so: the task runs elsewhere while its first process still hangs."""
+    with ProcessCluster(3, nursery=nursery) as cluster:
+        pool = QueuePool(cluster.client, lease_timeout=3)
+        frozen = only(cluster.find("consumer", pool))
+        gate = new_gate()
+        gate.open()
+        task = Hanging(tmp_path, frozen.pid, gate)
+        ConsumerPool(cluster.client, pool, batch_size=1).start()
+        futures = [pool.submit(task, n) for n in range(40)]
+        values = [future.result(LIMIT) for future in futures]
+        assert task.hung is not None
+        assert values == ["again" if n == task.hung else "plain" for n in range(40)]
+        assert len(cluster.client.scheduler_info(n_workers=-1)["workers"]) == 3, "it is still a member"
+        frozen.go_on()
+        pool.shutdown()
+
+
+class HoldingTheGil:
+    """A task that lets nothing else run in its process for some seconds if that is `pid`; elsewhere it waits."""
+
+    def __init__(self, oracle: Oracle, pid: int | None, seconds: float, gate: Any) -> None:
+        self.oracle = oracle
+        self.pid = pid
+        self.seconds = seconds
+        self.gate = gate
+
+    def __call__(self, n: int) -> int:
+        """Where it ran."""
+        self.oracle.mark(n)
+        if os.getpid() == self.pid:
+            ctypes.PyDLL(None).usleep(int(self.seconds * 1e6))
+        else:
+            self.gate(n)
+        return os.getpid()
+
+
+def test_the_gil_is_held(tmp_path: Path, nursery: Nursery, new_gate: Callable[[], Any]) -> None:
+    """The host hears nobody for longer than a lease lasts: what others run there is not taken from them.
+
+    Nor is what it runs itself, which says nothing meanwhile.
+    """
+    oracle, gate = Oracle(tmp_path / "ran"), new_gate()
+    with ProcessCluster(2, nursery=nursery) as cluster:
+        pool = QueuePool(cluster.client, lease_timeout=3)
+        host = only(cluster.find("host", pool))
+        task = HoldingTheGil(oracle, host.pid, 5.0, gate)
+        ConsumerPool(cluster.client, pool, batch_size=1).start()
+        futures = [pool.submit(task, n) for n in range(2)]
+        there = [future for future in wait(futures, LIMIT, FIRST_COMPLETED).done if future.result() == host.pid]
+        assert len(there) == 1
+        gate.open()
+        assert len({future.result(LIMIT) for future in futures}) == 2
+        pool.join(timeout=LIMIT)
+        pool.shutdown()
+    assert oracle.counts() == {"0": 1, "1": 1}
 
 
 def times_three(n: int) -> int:

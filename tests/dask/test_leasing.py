@@ -35,6 +35,8 @@ class Link:
 class Actor:
     """A consumer that wants work."""
 
+    ttl = 10**9
+
     is_stopping = False
     leasing: Leasing
 
@@ -62,7 +64,7 @@ def test_asked_again_after_a_slow_withdrawal() -> None:
             """Says what was given up."""
 
         node: Any = SimpleNamespace(
-            link=link, book=lambda uuid: book, books={"q": book}, heartbeat=heartbeat, owner="w#1", ttl=10**9,
+            link=link, book=lambda uuid: book, books={"q": book}, heartbeat=heartbeat, owner="w#1",
             serves_from=0.0, worker=SimpleNamespace(status=Status.running),
         )  # fmt: skip
         reporter: Any = SimpleNamespace(take=lambda *_: [], settled=lambda *_: None)

@@ -121,7 +121,7 @@ class ConsumerPool:
             "consume",
             pool=self.queue_pool.name,
             consumers=self.id,
-            spec=self._spec,
+            spec={**self._spec, "lease_timeout": self.queue_pool._connection.options["lease_timeout"]},
             count=self.n_consumers,
             kinds=self._kinds,
             early_ack=self._spec["early_ack"],

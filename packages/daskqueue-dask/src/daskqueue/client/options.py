@@ -45,6 +45,8 @@ class Durability(str, Enum):
     DURABLE = "durable"
 
 
+SHORTEST_LEASE_S: Final = 3.0
+
 POOL_DEFAULTS: Final[Mapping[str, Any]] = {
     "durability": Durability.TRANSIENT,
     "dirpath": None,
@@ -57,6 +59,7 @@ POOL_DEFAULTS: Final[Mapping[str, Any]] = {
     "on_full": "wait",
     "on_queue_lost": "resubmit",
     "rehost_timeout": "60s",
+    "lease_timeout": None,
     "retry": None,
 }
 """Options of QueuePool beside its client, `n_queues` and `name`."""
@@ -87,9 +90,12 @@ def pool_options(given: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: _chosen(given, name, default) for name, default in defaults.items()}
     options["durability"] = durability
     _check_directory(options)
-    for name in ("result_ttl", "rehost_timeout"):
+    for name in ("result_ttl", "rehost_timeout", "lease_timeout"):
         value = options[name]
-        options[name] = None if value is None and name == "result_ttl" else _seconds(name, value)
+        options[name] = None if value is None and name != "rehost_timeout" else _seconds(name, value)
+    if options["lease_timeout"] is not None and options["lease_timeout"] < SHORTEST_LEASE_S:
+        what = f"lease_timeout must be at least {SHORTEST_LEASE_S:g} s, not {options['lease_timeout']:g}"
+        raise ValueError(f"{what}: consumers say once a second that they are there")
     for name in ("result_max_bytes", "max_bytes"):
         if options[name] is not None:
             options[name] = _number(name, _bytes(name, options[name]))

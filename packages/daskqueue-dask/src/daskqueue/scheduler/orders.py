@@ -188,7 +188,11 @@ class Orders:
         """Ask a worker; returns its answer. Raises OSError, of which TimeoutError is one."""
         await self._connected
         call = getattr(self._connections(address), HANDLER)(do=do, **message)
-        slow = do in ("consume", "stop", "prepare") or message.get("options", {}).get("dirpath") is not None
+        slow = (
+            do in ("consume", "prepare")
+            or message.get("drain")
+            or message.get("options", {}).get("dirpath") is not None
+        )
         patience = None if slow else ORDER_TIMEOUT_S  # the user's setup and tasks take their time, and so do disks
         answer = await asyncio.wait_for(call, patience)
         if not isinstance(answer, (list, tuple)) or not answer:

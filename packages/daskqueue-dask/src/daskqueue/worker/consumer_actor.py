@@ -65,6 +65,9 @@ class ConsumerActor:
         self._loop = asyncio.get_running_loop()
         retries = spec.get("retries", 0)
         self._retry_policy = RetryPolicy(max_attempts=1 + retries, backoff=RETRY_BACKOFF_S) if retries else None
+        lease_timeout = spec["lease_timeout"]
+        self.ttl = node.ttl if lease_timeout is None else int(lease_timeout * 1e9)
+        """Nanoseconds of silence after which a queue takes back what is leased here."""
         self._pacer = Pacer()
         self._tempo = Tempo()
         self.end = JobEnd(node.worker, spec["walltime"], spec["drain_before"], partial(node.leave, self))

@@ -36,6 +36,8 @@ class Actor(Protocol):
     """Whom the work is for."""
 
     is_stopping: bool
+    ttl: int
+    """Nanoseconds of silence after which a queue takes back what it has leased."""
 
     def pump(self) -> None:
         """Something has changed: start, ask and report what there is."""
@@ -208,7 +210,7 @@ class Leasing:
                 limit=ask.limit,
                 owner=node.owner,
                 request=ask.number,
-                ttl=node.ttl,
+                ttl=self._actor.ttl,
                 demand=self._actor.demand(uuid, ask.free),
                 once=self._once,
                 wait=ask.wait,

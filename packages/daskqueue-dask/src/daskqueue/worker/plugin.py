@@ -302,7 +302,7 @@ class DaskQueueWorker(WorkerPlugin):
         if book is None or not book.active:
             return
         held, open_, sent = book.heartbeat()
-        news = {"owner": self.owner, "held": held, "open": open_, "sent": sent, "ttl": self.ttl}
+        news = {"owner": self.owner, "held": held, "open": open_, "sent": sent, "ttl": self._ttl_of(route.pool)}
         self._beats[uuid] = self._beats.get(uuid, 0) + 1
         try:
             cancels = await self.link.call(route, index, "heartbeat", uuid=uuid, patience=HEARTBEAT_S, **news)
@@ -319,6 +319,10 @@ class DaskQueueWorker(WorkerPlugin):
             self._beats[uuid] -= 1
             if not self._beats[uuid]:
                 del self._beats[uuid]
+
+    def _ttl_of(self, pool: str) -> int:
+        """The same for all consumers of a pool."""
+        return next((actor.ttl for actor in self.consumers.values() if actor.pool == pool), self.ttl)
 
     async def _beat(self) -> None:
         while not await self._silent_after(HEARTBEAT_S):
