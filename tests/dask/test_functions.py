@@ -83,7 +83,7 @@ def test_round_trip_and_header(fn: Callable[..., Any]) -> None:
         call = load_call(shared)
         header = read_header(memoryview(shared))
         assert (call.style, call.hash, call.name, call.is_async) == (style, digest, function_name(fn), False)
-        assert header[:4] == (style, False, digest, function_name(fn))
+        assert (header.style, header.is_async, header.hash, header.name) == (style, False, digest, function_name(fn))
         assert load_call(memoryview(shared)).fn is call.fn
 
 
@@ -278,14 +278,14 @@ def test_other_format_and_damage() -> None:
         read_header(shared)
     with pytest.raises(FunctionLoadError, match="damaged"):
         read_header(b"\x01")
-    shared[:2] = b"\x01\x0f"
+    shared[:2] = bytes([functions.FORMAT, 0x0F])
     with pytest.raises(FunctionLoadError, match="damaged"):
         load_call(shared)
 
 
 def test_item_batches_have_a_header_too() -> None:
     """A batch of items says so in the same place."""
-    assert read_header(ITEM.shared)[:4] == (Style.ITEM, False, bytes(16), "item")
+    assert read_header(ITEM.shared)[:5] == (Style.ITEM, False, 0, bytes(16), "item")
 
 
 def test_threads_that_load_at_once_share_one_object() -> None:
@@ -305,3 +305,17 @@ def test_threads_that_load_at_once_share_one_object() -> None:
         thread.join()
     assert len({id(fn) for fn in loaded}) == 1
     assert pickle.dumps(loaded[0])
+
+
+def test_code_of_another_python() -> None:
+    """It is not tried: it could crash the worker. What is found by name is everybody's."""
+    offset = 15
+    by_value = bytearray(encode_function(lambda x: x + offset).shared)
+    assert read_header(by_value).python == sys.version_info.minor
+    by_value[2] += 1
+    with pytest.raises(FunctionLoadError, match=rf"compiled by Python 3\.{sys.version_info.minor + 1}, .* requeue it"):
+        load_call(by_value)
+    assert read_header(encode_function(module_function).shared).python == 0
+    assert read_header(encode_function(functools.partial(module_function, 1)).shared).python == 0
+    wrapped = encode_function(functools.partial(lambda x: x, 1)).shared
+    assert read_header(wrapped).python == sys.version_info.minor

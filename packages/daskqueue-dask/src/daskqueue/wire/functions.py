@@ -2,11 +2,13 @@
 
 The shared part of a batch of calls says what runs and how its elements look:
 
-    u8 format | u8 style and flags | 16 bytes blake2b of the function's bytes | u16 length of name | name | function
+    u8 format | u8 style and flags | u8 Python | 16 bytes blake2b of the function's bytes | u16 length of name | name |
+    function
 
 Style ARGS: each element is the tuple of arguments. KWARGS: each is (args, kwargs). ITEM: each is a 1-tuple for a
 consumer's `process_item`, and there is no function. The flag says that the function is `async def`, so a worker picks
-the right runner from the header, on its event loop, without unpickling anything there.
+the right runner from the header, on its event loop, without unpickling anything there. Python: the minor version that
+compiled the code which travels along, 0 if none does; another one cannot run it, and may crash when it tries.
 
 Not here: arguments and results (`calls`); running (`worker.runners`).
 
@@ -50,12 +52,13 @@ __all__ = [
     "read_header",
 ]
 
-FORMAT = 1
+FORMAT = 2
 WARN_BYTES = 1 << 20
 CACHED_MAX = 512
 _WATCHED_MAX = 32
 
-_HEADER = struct.Struct("<BB16sH")
+_HEADER = struct.Struct("<BBB16sH")
+_CODE_MARK = b"CodeType"  # how cloudpickle names what it builds from code
 _STYLE_MASK = 0x0F
 _ASYNC_FLAG = 0x10
 
@@ -83,6 +86,7 @@ class Header(NamedTuple):
 
     style: Style
     is_async: bool
+    python: int
     hash: bytes
     name: str
     offset: int
@@ -167,7 +171,8 @@ def _encode_anew(fn: Any, key: Any) -> _Cached:
 
 def _pack(style: Style, is_async: bool, digest: bytes, name: str, data: bytes) -> bytes:
     label = name.encode("utf-8", "replace")[:255]
-    return _HEADER.pack(FORMAT, style | (_ASYNC_FLAG if is_async else 0), digest, len(label)) + label + data
+    python = sys.version_info.minor if _CODE_MARK in data else 0
+    return _HEADER.pack(FORMAT, style | (_ASYNC_FLAG if is_async else 0), python, digest, len(label)) + label + data
 
 
 def _remember(cache: dict[Any, _Cached], key: Any, cached: _Cached) -> None:
@@ -280,7 +285,7 @@ _loaded_lock = threading.Lock()
 def read_header(shared: Buffer) -> Header:
     """What a batch is, without unpickling; raises FunctionLoadError for another format."""
     try:
-        version, flags, digest, length = _HEADER.unpack_from(shared)
+        version, flags, python, digest, length = _HEADER.unpack_from(shared)
         if version != FORMAT:
             raise FunctionLoadError(
                 f"a call came in format {version}, this worker reads format {FORMAT}:"
@@ -291,7 +296,7 @@ def read_header(shared: Buffer) -> Header:
         raise FunctionLoadError(f"the head of a batch of calls is damaged: {error}.") from error
     offset = _HEADER.size + length
     name = bytes(shared[_HEADER.size : offset]).decode("utf-8", "replace")
-    return Header(style, bool(flags & _ASYNC_FLAG), digest, name, offset)
+    return Header(style, bool(flags & _ASYNC_FLAG), python, digest, name, offset)
 
 
 def load_call(shared: Buffer) -> Call:
@@ -307,6 +312,12 @@ def load_call(shared: Buffer) -> Call:
         if call is not None:
             _loaded.move_to_end(key)
             return call
+    if header.python not in (0, sys.version_info.minor):
+        raise FunctionLoadError(
+            f"the function {header.name!r} came with its code, compiled by Python 3.{header.python}, and this worker is"
+            f" Python 3.{sys.version_info.minor}: run the workers with Python 3.{header.python}, or import the function"
+            " from a module. Its task is a dead letter meanwhile: requeue it there."
+        )
     try:
         fn = pickle.loads(memoryview(shared)[header.offset :])
     except BaseException as error:  # importing runs anything, sys.exit too
