@@ -356,11 +356,18 @@ def strike(plan: Plan, cluster: ProcessCluster, struck: list[Member], chance: ra
 
 
 def wait_until_given_up(cluster: ProcessCluster, struck: list[Member]) -> None:
-    """Until Dask believes that they are dead."""
+    """Until Dask believes that they are dead. Their nannies may bring others of their names."""
     names, deadline = {member.name for member in struck}, time.monotonic() + PATIENCE * SEEN_S
-    while names & {str(worker["name"]) for worker in cluster.client.scheduler_info(n_workers=-1)["workers"].values()}:
+    addresses = {address for address, worker in members(cluster).items() if str(worker["name"]) in names}
+    while addresses & members(cluster).keys():
         assert time.monotonic() < deadline, f"{struck} are still members of the cluster"
         threading.Event().wait(0.1)
+
+
+def members(cluster: ProcessCluster) -> dict[str, Any]:
+    """The workers that the scheduler has, by address."""
+    workers: dict[str, Any] = cluster.client.scheduler_info(n_workers=-1)["workers"]
+    return workers
 
 
 def client_lost(
