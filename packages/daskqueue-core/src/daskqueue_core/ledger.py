@@ -291,13 +291,18 @@ class Ledger(LedgerView):
         return after_loss(lease, self._held(lease, None), now, reason, blamed, is_last_crash=is_last_crash)
 
     def decide_due(
-        self, now: int, *, max_crashes: MaxCrashes = default_max_crashes, limit: int | None = None
+        self,
+        now: int,
+        *,
+        max_crashes: MaxCrashes = default_max_crashes,
+        limit: int | None = None,
+        lapses: bool = True,
     ) -> list[Event]:
         """What time brings. Apply all, and ask again while there is something, or while `next_at` is not ahead.
 
         SCHEDULED messages become READY here and now; messages expire; the owners that were silent for too long are
         taken for lost. `limit`: no more than about so many runs fall due at once, so that a million do not keep the
-        caller from everything else.
+        caller from everything else. Without `lapses`, owners are not judged: the host may not have listened.
         """
         if now >= self.waiting.first:
             self._ripen(now, limit)
@@ -306,7 +311,7 @@ class Ledger(LedgerView):
             if self.overdue_runs:
                 return [Expired(now, tuple(self.overdue_runs))]
         events: list[Event] = []
-        for owner in self.leases.due(now):
+        for owner in self.leases.due(now) if lapses else ():
             events += self.decide_owner_lost(owner, now, reason=Reason.LAPSED, max_crashes=max_crashes)
         return events
 

@@ -143,7 +143,9 @@ class TransientQueue(MovableQueue):
         if self._mail.clogged:
             return None
         now = self._clock()
-        self._due(now)  # what has expired must not begin, whether the host's timer was late or not
+        # What has expired must not begin, whether the host's timer was late or not. Owners are judged by `tick` alone:
+        # its host knows for how long it could hear nobody.
+        self._due(now, lapses=False)
         routes = choose = None
         if demand is not None:
             unfinished = self._payloads.unfinished
@@ -341,8 +343,9 @@ class TransientQueue(MovableQueue):
         self._due(self._clock())
         self._expire_kept()
 
-    def _due(self, now: int) -> None:
-        while events := self._ledger.decide_due(now, max_crashes=self._max_crashes, limit=DUE_RUNS):
+    def _due(self, now: int, *, lapses: bool = True) -> None:
+        decide = self._ledger.decide_due
+        while events := decide(now, max_crashes=self._max_crashes, limit=DUE_RUNS, lapses=lapses):
             for event in events:
                 self._happen(event)
 
