@@ -228,3 +228,27 @@ def test_closed(queue: TransientQueue) -> None:
     queue.ack(lease)
     queue.close()
     assert not queue.has_outcomes(1)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_who_judges_silent_owners(alone: bool) -> None:
+    """A queue by itself does when somebody asks for work; one with a host leaves it to `tick`, which knows more."""
+    now = [0]
+    queue = TransientQueue(clock=lambda: now[0])
+    queue.lapses_in_lease = alone
+    queue.put_many([b"a", b"b"])
+    assert queue.lease(1, owner="silent", ttl=10) is not None
+    now[0] = 20
+    got: list[int] = []
+    while (lease := queue.lease(2, owner=f"other {len(got)}")) is not None:
+        got += lease.ids
+    assert sorted(got) == ([0, 1] if alone else [1])
+    if not alone:
+        queue.shift_deadlines(20)
+        queue.tick()
+        assert queue.lease(1, owner="third") is None
+        now[0] = 40
+        queue.tick()
+        again = queue.lease(1, owner="third")
+        assert again is not None
+        assert again.ids == [0]

@@ -64,6 +64,10 @@ class TransientQueue(MovableQueue):
     nanoseconds, None for ever; `result_max_bytes` None for no limit.
     """
 
+    lapses_in_lease = True
+    """Whether `lease` itself takes the leases of silent owners back. A host that calls `tick` in time says no: only
+    there it knows for how long it could hear nobody (`shift_deadlines`)."""
+
     def __init__(
         self,
         *,
@@ -143,9 +147,8 @@ class TransientQueue(MovableQueue):
         if self._mail.clogged:
             return None
         now = self._clock()
-        # What has expired must not begin, whether the host's timer was late or not. Owners are judged by `tick` alone:
-        # its host knows for how long it could hear nobody.
-        self._due(now, lapses=False)
+        # What has expired must not begin, whether the host's timer was late or not.
+        self._due(now, lapses=self.lapses_in_lease)
         routes = choose = None
         if demand is not None:
             unfinished = self._payloads.unfinished

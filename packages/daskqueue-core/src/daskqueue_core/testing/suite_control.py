@@ -302,16 +302,6 @@ class ControlRules(SuiteBase):
         assert queue.next_ready_at() == self.clock() + 10 * SECOND
         assert self.lease_all(owner="c") == [[0], [1]]
 
-    def test_who_leases_judges_nobody(self) -> None:
-        """Owners lose their leases in a tick, whose host knows whether it could hear them."""
-        queue = self.timed_queue()
-        self.admit(calls(0, 2))
-        self.lease(1, owner="a", ttl=SECOND)
-        self.wait(2 * SECOND)
-        assert self.lease(owner="b").ids == [1]
-        queue.tick()
-        assert self.lease(owner="c").ids == [0]
-
     def test_a_lapsed_lease_reports_late(self) -> None:
         """Its success is taken, its failure is not."""
         queue = self.timed_queue()

@@ -59,6 +59,7 @@ class QueueActor(QueueAdministration):
     ) -> None:
         self._clock = edge_clock()
         self.queue = queue if queue is not None else TransientQueue(clock=self._clock)
+        self.queue.lapses_in_lease = False
         self._expected = set(expected)
         self._expected_until = self._clock() + int(RESUBMIT_GRACE_S * 1e9)
         self._refused: set[int] = set()  # producers whose next put was refused and has not come again
