@@ -1,4 +1,7 @@
-"""Directory: a worker that leaves gives away what it hosts and consumes, and is here until it is gone."""
+"""Directory: a worker that leaves gives away what it hosts and consumes, and is here until it is gone.
+
+One whose end is near, so that a pool's consumers leave it, gives that pool's queues to others.
+"""
 
 import itertools
 import random
@@ -184,16 +187,70 @@ def test_one_that_is_not_here(directory: Directory) -> None:
     assert not directory.is_giving(C)
 
 
+def consume(directory: Directory, pool: str) -> None:
+    """One consumer on each worker."""
+    directory.start_consumers(pool, f"{pool}'s", {}, count=None, kinds=(0,), early_ack=False)
+
+
+def test_its_end_is_near(directory: Directory) -> None:
+    """Those who leave take their pool's queues along; another pool's stay, and so does the worker."""
+    directory.open("r", {}, 1, client="c1", owned=True)
+    directory.hosted("r", "u2", 0)
+    consume(directory, "p")
+    assert directory.consumers_left("p", "p's", A) == [TakeOver(B, "p", 0, "u0", 1, A, {})]
+    assert directory.consumers_left("p", "p's", A) == []
+    assert directory.moved("p", "u0", 1, [owner(A)]) == [Drop(A, "p", "u0", 0)]
+    assert place(directory, "r") == Place("u2", A, 0, True)
+    assert directory.staying == [A, B]
+
+
+def test_the_end_of_all_is_near(directory: Directory) -> None:
+    """It stays, until somebody comes who lasts."""
+    consume(directory, "p")
+    assert directory.consumers_left("p", "p's", B) == []
+    assert directory.consumers_left("p", "p's", A) == []
+    orders = directory.worker_joined(C, owner(C), 1)
+    assert [order for order in orders if isinstance(order, TakeOver)] == [TakeOver(C, "p", 0, "u0", 1, A, {})]
+    directory.moved("p", "u0", 1)
+    assert directory.consumers_left("p", "p's", C) == []
+    assert place(directory) == Place("u0", C, 1, True)
+
+
+def test_a_new_host_lasts(directory: Directory) -> None:
+    """Whose end is near is the last choice also after a loss, or for what somebody else gives away."""
+    directory.worker_joined(C, owner(C), 1)
+    consume(directory, "p")
+    directory.consumers_left("p", "p's", B)
+    assert TakeOver(C, "p", 0, "u0", 1, A, {}) in directory.worker_leaves(A)
+    directory.moved("p", "u0", 1)
+    hosts = [order.address for order in directory.worker_left(C) if isinstance(order, Host)]
+    assert hosts == [B], "there is nobody else"
+
+
+def test_it_is_better_than_nobody(directory: Directory) -> None:
+    """A durable queue that no other worker can open is opened there again."""
+    directory.open("d", {}, 1, client="c1", owned=False, uuids=["file"])
+    directory.hosted("d", "file", 0)
+    consume(directory, "d")
+    owners = (owner(A), owner(B))
+    orders = [order for order in directory.consumers_left("d", "d's", A) if not isinstance(order, Consume)]
+    assert orders == [Drop(A, "d", "file", 0), Host(B, "d", 0, "file", 1, {}, (), owners)]
+    assert directory.host_failed("d", "file", 1) == [Host(A, "d", 0, "file", 2, {}, (), owners)]
+    assert directory.hosted("d", "file", 2) == []
+    assert place(directory, "d") == Place("file", A, 2, True)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_a_random_walk(directory: Directory, seed: int) -> None:
     """Workers come, leave and die, moves succeed and fail: no epoch twice, and in the end one place serves each queue.
 
-    It is on a worker that stays, if one does; whoever else had it was told to drop it.
+    It is on a worker that stays, if one does, and of these one that lasts; whoever else had it was told to drop it.
     """
     chance = random.Random(seed)
     directory.open("d", {}, 1, client="c1", owned=False, uuids=["file"])
     directory.hosted("d", "file", 0)
-    directory.start_consumers("p", "k", {}, count=5, kinds=(0,), early_ack=False)
+    directory.start_consumers("p", "p's", {}, count=5, kinds=(0,), early_ack=False)
+    directory.start_consumers("d", "d's", {}, count=5, kinds=(0,), early_ack=False)
     has = {(each.address, each.uuid): each.epoch for pool in directory.pools.values() for each in pool.places}
     given = {(pool, 0) for pool in directory.pools}
     waiting: list[Any] = []
@@ -223,6 +280,9 @@ def test_a_random_walk(directory: Directory, seed: int) -> None:
             continue
         elif chance.random() < 0.4:
             orders = directory.worker_leaves(address)
+        elif chance.random() < 0.3:
+            pool = chance.choice("pd")
+            orders = directory.consumers_left(pool, f"{pool}'s", address)
         else:
             has = {key: epoch for key, epoch in has.items() if key[0] != address}
             if chance.random() < 0.3:
@@ -236,5 +296,8 @@ def test_a_random_walk(directory: Directory, seed: int) -> None:
     assert all(each.up == bool(each.address) for each in places)
     if directory.staying:
         assert all(each.up for each in places)
-        assert [each.running for each in directory.served("p")] == [5]
-        assert place(directory, "d").address in directory.staying
+        for pool in "pd":
+            (consumers,) = directory.served(pool)
+            lasting = [address for address in directory.staying if address not in consumers.left]
+            assert consumers.running == (5 if lasting else 0)
+        assert place(directory, "d").address in (lasting or directory.staying)

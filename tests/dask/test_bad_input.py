@@ -196,6 +196,17 @@ def test_consumer_pool_options(client: Client, pool: QueuePool) -> None:
         ConsumerPool(client, pool, executor="defualt").start()
 
 
+def test_consumer_class_that_does_nothing(client: Client, pool: QueuePool) -> None:
+    """Without `process_item` it could only fail: said before it starts, not item by item."""
+
+    class Idle(ConsumerBaseClass):
+        def setup(self) -> None:
+            """It forgot the rest."""
+
+    with pytest.raises(TypeError, match=r"Idle has no process_item\(self, item\)"):
+        ConsumerPool(client, pool, Idle)
+
+
 def test_consumer_class_that_cannot_start(client: Client, pool: QueuePool) -> None:
     """start() raises what setup raised, and leaves nothing behind."""
 
@@ -258,6 +269,27 @@ def test_pool_after_shutdown(client: Client) -> None:
         with pytest.raises(PoolClosed, match="shut down"):
             call()
     assert "closed" in repr(pool)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_pool_in_a_forked_child(client: Client, pool: QueuePool) -> None:
+    """The event loop has no thread there: every call says so at once, instead of waiting for ever."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        said = []
+        for call in (lambda: pool.submit(abs, 1), lambda: pool.put(1), pool.flush, pool.join, pool.stats):
+            try:
+                call()
+            except PoolClosed as error:
+                said.append(str(error))
+        os.write(writing, "\n".join(said).encode())
+        os._exit(0)
+    os.close(writing)
+    assert os.waitpid(child, 0) == (child, 0)
+    with os.fdopen(reading) as heard:
+        lines = heard.read().splitlines()
+    assert len(lines) == 5
+    assert all("was forked" in line for line in lines)
 
 
 def test_same_name_with_other_options(client: Client) -> None:

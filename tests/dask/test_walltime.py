@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from distributed import Client, get_worker
 
-from daskqueue import ConsumerPool, QueuePool
+from daskqueue import ConsumerBaseClass, ConsumerPool, QueuePool
 from daskqueue.client.task_options import choose
 from daskqueue.testing import Oracle
 from daskqueue_core.batch import Batch, Kind
@@ -77,6 +77,44 @@ def test_consumers_leave(two: Any, oracle: Oracle, new_gate: Callable[[], Any], 
         assert sorted(map(int, oracle.lines())) == list(range(50))
         assert gate.count("came") == 2
         assert {pool.submit(where).result(LIMIT) for _ in range(8)} == {other}
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_queues_leave_too(
+    two: Any,
+    oracle: Oracle,
+    new_gate: Callable[[], Any],
+    eventually: Callable[..., Any],
+    victims: Any,
+    tmp_path: Path,
+    durable: bool,
+) -> None:
+    """However hard the job then ends, it takes nothing along: neither items, which nobody can put again, nor time."""
+
+    class Mark(ConsumerBaseClass):
+        def process_item(self, item: int) -> None:
+            oracle.mark(item)
+
+    client, _, _ = two
+    options = {"durability": "durable", "dirpath": tmp_path / "pool"} if durable else {}
+    with QueuePool(client, **options) as pool, ConsumerPool(client, pool, concurrency=1):
+        gate = new_gate()
+        running = [pool.submit(gate, n) for n in range(2)]
+        eventually(lambda: gate.count("came") == 2)
+        waiting = pool.submit_many(oracle.mark, range(50))
+        pool.put_many(range(50, 60))
+        host = victims(client).host(pool)
+        client.run(leave, workers=[host])
+        eventually(lambda: victims(client).host(pool) not in ("", host))
+        gate.open()
+        assert [future.result(LIMIT) for future in running] == [0, 1]
+        eventually(lambda: client.run(consuming, workers=[host]) == {host: 0})
+        victims(client).kill(host)
+        with ConsumerPool(client, pool, Mark):
+            pool.join(timeout=LIMIT)
+        assert waiting.counts() == (0, 50, 0)
+        assert oracle.counts() == {str(n): 1 for n in range(60)}
+        assert gate.count("came") == 2
 
 
 def test_drain_waits_for_those_that_left(two: Any, new_gate: Callable[[], Any], eventually: Callable[..., Any]) -> None:

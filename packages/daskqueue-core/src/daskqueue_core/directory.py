@@ -82,12 +82,9 @@ class Directory(Moves):
         self._workers[address] = WorkerRecord(owner, nthreads)
         for pool in self.pools.values():
             for index, place in enumerate(pool.places):
-                if place.uuid in pool.moves:
-                    continue
-                if not place.address:
+                if not place.address and place.uuid not in pool.moves:
                     orders += self._host(pool, index)
-                elif self._workers[place.address].leaving:  # until now there was nobody to take it
-                    orders += self._give_away(pool, index)
+            orders += self._give_all_on(pool)  # until now there may have been nobody to take them
             for consumers in pool.consumers.values():
                 orders += self._place_consumers(consumers)
         return orders
@@ -101,8 +98,9 @@ class Directory(Moves):
         if worker is None or worker.leaving:
             return []
         worker.leaving = True
-        orders = self._give_all_away(address)
+        orders: list[Order] = []
         for pool in self.pools.values():
+            orders += self._give_all_on(pool)
             for consumers in pool.consumers.values():
                 if consumers.placed.pop(address, 0):
                     consumers.left.add(address)
@@ -216,14 +214,14 @@ class Directory(Moves):
             consumers.longest = max(consumers.longest, time_left)
 
     def consumers_left(self, pool: str, id: str, address: str) -> list[Order]:
-        """The end of that worker is near, and its consumers have stopped: others take their place."""
+        """The end of that worker is near, and its consumers have stopped: others take their place, and its queues."""
         record = self.pools.get(pool)
         consumers = record.consumers.get(id) if record is not None else None
-        if consumers is None or address not in self._workers:
+        if record is None or consumers is None or address not in self._workers:
             return []
         consumers.placed.pop(address, None)
         consumers.left.add(address)
-        return self._place_consumers(consumers)
+        return [*self._give_all_on(record), *self._place_consumers(consumers)]
 
     def served(self, pool: str, now: float = 0.0) -> tuple[ConsumersOf, ...]:
         """Who serves a pool."""

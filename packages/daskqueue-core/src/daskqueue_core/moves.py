@@ -5,6 +5,9 @@ never again; when it says that it serves, its place is switched, and who calls t
 move can be called off: then the old host takes the queue over from itself, under another epoch, or, if it is gone with
 what it held, the queue is lost.
 
+A worker whose *end is near*, as a consumer pool says that leaves it, gives that pool's queues to others that last, if
+there are any: one that joins, if need be.
+
 A worker that *leaves* is here until `worker_left` says otherwise, and its owner keeps its leases: what it runs ends
 there. What it hosts goes to those that stay: a queue in memory is taken over, and if one cannot, by the next; a durable
 one is closed, and opened elsewhere. If nobody stays, the queues stay too, and end with the worker; a durable one is
@@ -61,9 +64,7 @@ class Moves(Placing):
             return orders
         if old.address:
             orders.append(Drop(old.address, pool, uuid, old.epoch))
-        if self._workers[move.to].leaving:  # it did not when it was asked
-            orders += self._give_away(record, index)
-        return orders
+        return orders + self._give_on(record, index)  # it may leave, and did not when it was asked
 
     def move_failed(self, pool: str, uuid: str, epoch: int) -> list[Order]:
         """The worker that was told to take queue `uuid` over did not, or is gone: call the move off."""
@@ -76,8 +77,8 @@ class Moves(Placing):
         if home not in self._workers or home == move.to:
             return orders + self._rehost(record, index, avoid=move.to)
         to, tried = home, move.tried | {move.to}
-        if self._workers[home].leaving:
-            to = self._least_loaded(self.staying, refused=tried) or home
+        if home not in self._lasting(record):
+            to = self._least_loaded(self._lasting(record), refused=tried) or home
         return orders + self._move(record, index, Move(to, record.next_epoch(index), move.lost, tried))
 
     def _moving(self, pool: str, uuid: str, epoch: int) -> tuple[PoolRecord | None, int, Move | None]:
@@ -89,13 +90,21 @@ class Moves(Placing):
 
     # -- leaving
 
-    def _give_all_away(self, address: str) -> list[Order]:
-        orders: list[Order] = []
-        for pool in self.pools.values():
-            for index, place in enumerate(pool.places):
-                if place.address == address and place.uuid not in pool.moves:
-                    orders += self._give_away(pool, index)
-        return orders
+    def _give_all_on(self, pool: PoolRecord) -> list[Order]:
+        return [order for index in range(len(pool.places)) for order in self._give_on(pool, index)]
+
+    def _give_on(self, pool: PoolRecord, index: int) -> list[Order]:
+        """If queue `index` is hosted where it should not stay, and not on the move: let another have it."""
+        place = pool.places[index]
+        lasting = self._lasting(pool)
+        if not place.address or place.uuid in pool.moves or place.address in lasting or not lasting:
+            return []
+        if place.up and not pool.durable:
+            to = self._least_loaded(lasting)
+            assert to is not None
+            return self._move(pool, index, Move(to, pool.next_epoch(index), []))
+        # A durable queue is on the disk; what is not served yet holds nothing, and nobody knows it.
+        return [Drop(place.address, pool.name, place.uuid, place.epoch), *self._rehost(pool, index)]
 
     def is_giving(self, address: str) -> bool:
         """Whether a queue is about to be taken over from this worker."""
@@ -104,17 +113,6 @@ class Moves(Placing):
             for pool in self.pools.values()
             for place in pool.places
         )
-
-    def _give_away(self, pool: PoolRecord, index: int) -> list[Order]:
-        place = pool.places[index]
-        if not self.staying:
-            return []
-        if place.up and not pool.durable:
-            to = self._least_loaded(self.staying)
-            assert to is not None
-            return self._move(pool, index, Move(to, pool.next_epoch(index), []))
-        # A durable queue is on the disk; what is not served yet holds nothing, and nobody knows it.
-        return [Drop(place.address, pool.name, place.uuid, place.epoch), *self._rehost(pool, index)]
 
     def _host_left(self, pool: PoolRecord, index: int) -> list[Order]:
         """A queue's host is gone. If it was handing it over, who takes it over knows whether that was in time."""

@@ -1,7 +1,8 @@
 """Which worker hosts a queue: the first one, and another after a loss. Pure.
 
-One that stays, if there is any. Else a durable queue is served by those that leave, one after the other, as long as one
-of them may still have to report what it runs; what is in memory would be lost with them.
+One that stays, and of these one that its pool's consumers have not left because its end is near, if there is any. Else
+a durable queue is served by those that leave, one after the other, as long as one of them may still have to report what
+it runs; what is in memory would be lost with them.
 
 Not here: moving a queue with what it holds (`moves`), pools and consumers (`directory`).
 """
@@ -37,6 +38,11 @@ class Placing:
     def staying(self) -> list[str]:
         """Addresses of the workers that can host and consume."""
         return [address for address, worker in self._workers.items() if not worker.leaving]
+
+    def _lasting(self, pool: PoolRecord) -> list[str]:
+        """Who of those that stay is to host that pool's queues: not where its consumers know that the end is near."""
+        near = {address for consumers in pool.consumers.values() for address in consumers.left}
+        return [address for address in self.staying if address not in near] or self.staying
 
     def owner_of(self, address: str) -> str | None:
         """The owner that the worker there is; None if it is not here."""
@@ -94,11 +100,13 @@ class Placing:
         return orders + self._host(pool, index, avoid)
 
     def _host(self, pool: PoolRecord, index: int, avoid: str = "") -> list[Order]:
-        able = self.staying
+        refused = pool.refused.get(pool.places[index].uuid, set())
+        able = self._lasting(pool)
+        if refused.issuperset(able):
+            able = self.staying
         leaving = pool.durable and not able
         if leaving:  # what they still run, they report there
             able = self.workers
-        refused = pool.refused.get(pool.places[index].uuid, set())
         if refused.issuperset(able):  # nobody could: all are asked once more
             refused.clear()
         address = self._least_loaded(able, avoid, refused)

@@ -20,6 +20,7 @@ from daskqueue.client.queue_pool import QueuePool
 from daskqueue.consumers import ConsumerBaseClass, GeneralConsumer
 from daskqueue.progress import Progress
 from daskqueue.wire.operations import OK
+from daskqueue_core.batch import Kind
 from daskqueue_core.errors import DaskQueueError, PoolClosed
 
 __all__ = ["ConsumerPool"]
@@ -71,6 +72,8 @@ class ConsumerPool:
             raise TypeError(f"client must be a dask.distributed.Client, not {client!r}")
         if not (isinstance(ConsumerClass, type) and issubclass(ConsumerClass, ConsumerBaseClass)):  # type: ignore[redundant-expr]
             raise TypeError(f"ConsumerClass must be a subclass of ConsumerBaseClass, not {ConsumerClass!r}")
+        if Kind.ITEM in ConsumerClass.kinds and ConsumerClass.process_item is ConsumerBaseClass.process_item:
+            raise TypeError(f"{ConsumerClass.__name__} has no process_item(self, item): write it")
         if concurrency is not None and max_concurrency is not None:
             raise TypeError("concurrency and max_concurrency are the same option: give one of them")
         concurrency = max_concurrency if concurrency is None else concurrency

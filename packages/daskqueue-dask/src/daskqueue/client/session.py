@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import secrets
 import threading
 import time
@@ -31,6 +32,7 @@ WATCH_S: Final = 0.25
 LOOK_S: Final = 1.0
 CONNECTED_S: Final = 30.0
 CLIENT_CLOSED: Final = "the Dask client of this pool was closed: make a new Client, and a new pool"
+FORKED: Final = "this pool was made before this process was forked: make a new Client, and with it a pool, in the child"
 
 _sessions: weakref.WeakKeyDictionary[Client, Session] = weakref.WeakKeyDictionary()
 _sessions_lock = threading.Lock()
@@ -62,6 +64,7 @@ class Session:
         self._client = weakref.ref(client)
         self.client_id: str = client.id
         self.id = secrets.randbits(64)
+        self._pid = os.getpid()
         self.loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop  # type: ignore[union-attr]
         self.callbacks = CallbackThread()
         self._numbers = 0
@@ -127,6 +130,9 @@ class Session:
         if self.on_loop:
             coroutine.close()
             raise RuntimeError("this call would block the client's event loop: call it from another thread")
+        if self._forked:
+            coroutine.close()
+            raise PoolClosed(FORKED)
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         except RuntimeError:
@@ -144,6 +150,11 @@ class Session:
                 future.cancel()
                 raise
 
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a child of the process that made it: there the event loop has no thread."""
+        return os.getpid() != self._pid
+
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `coroutine` on the event loop, from the event loop; nobody has to wait for it."""
         task = asyncio.ensure_future(coroutine)
@@ -158,6 +169,8 @@ class Session:
 
     def soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback` on the client's event loop."""
+        if self._forked:
+            raise PoolClosed(FORKED)
         try:
             self.loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
