@@ -300,7 +300,7 @@ def play(plan: Plan, folder: Path, nursery: Nursery, eventually: Callable[..., A
             assert code == 0, f"the program ended with {code}: {program.log}"
             for worker in cluster.workers:
                 assert worker.wait(PATIENCE * 5.0) is not None, f"{worker} outlives its scheduler"
-            assert "lost" in Evidence.of(ran, heard).said
+            assert Evidence.of(ran, heard).said & {"lost", "joined"}, "it is done, or knows that it will not be"
     lost = time.time()
     first = Evidence.of(ran, heard)
     if not plan.durable:

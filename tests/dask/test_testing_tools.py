@@ -44,6 +44,19 @@ def identity(n: int) -> int:
     return n
 
 
+def test_a_line_that_is_being_written(tmp_path: Path) -> None:
+    """It is none before its end is there: who reads meanwhile sees no half of it."""
+    oracle = Oracle(tmp_path / "oracle")
+    assert oracle.lines() == []
+    oracle.mark("end", 1)
+    with open(oracle.path, "a") as file:
+        file.write("end")
+        file.flush()
+        assert oracle.lines() == ["end 1"]
+        file.write(" 2\n")
+    assert oracle.lines() == ["end 1", "end 2"]
+
+
 # ------------------------------------------------------------------------------------------------------- the cluster
 
 

@@ -1,6 +1,7 @@
 """A witness outside of the cluster, and faults that strike in the middle of a task. Both travel to the workers.
 
-Invariant: a line is one `O_APPEND` write, which no kill can tear and no other writer can mix with its own.
+Invariant: a line is one `O_APPEND` write, which no kill can tear and no other writer can mix with its own. Who reads
+meanwhile may see the first half of one: it is a line when its end is there.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ class Oracle:
     def lines(self) -> list[str]:
         """All lines so far."""
         try:
-            return Path(self.path).read_text().splitlines()
+            text = Path(self.path).read_text()
         except FileNotFoundError:
             return []
+        return text[: text.rfind("\n") + 1].splitlines()
 
     def counts(self) -> Counter[str]:
         """How often each line was written."""
