@@ -162,6 +162,31 @@ def test_none_outlives_a_killed_test(tmp_path: Path, eventually: Callable[..., A
     eventually(lambda: not any(map(is_there, pids)))
 
 
+def test_ids_are_used_again(nursery: Nursery, eventually: Callable[..., Any]) -> None:
+    """A process that has the id of one that ended is another one: it lives, and the dead one is not signalled."""
+    with ProcessCluster(0, nursery=nursery) as cluster:
+        dead = cluster.run(identity)
+        assert dead.wait(LIMIT) == 0
+        eventually(lambda: nursery.is_over(dead._birth))
+        for _ in range(100):  # others may be quicker
+            try:
+                Path("/proc/sys/kernel/ns_last_pid").write_text(str(dead.leader - 1))
+            except OSError:
+                pytest.skip("here nobody may say which process id is next")
+            heir = cluster.run(lambda client: threading.Event().wait())
+            if heir.leader == dead.leader:
+                break
+            heir.kill()
+        assert heir.leader == dead.leader
+        assert (heir.alive, dead.alive) == (True, False)
+        assert not dead.kill(nanny=True)
+        assert not dead.kill()
+        assert not dead.terminate()
+        assert heir.alive
+        assert heir.kill()
+        assert heir.wait(LIMIT) == -signal.SIGKILL
+
+
 def test_a_worker_that_cannot_start(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error shows its log, and nothing is left."""
     monkeypatch.setattr("daskqueue.testing.process_cluster.STARTED_S", 1.0)

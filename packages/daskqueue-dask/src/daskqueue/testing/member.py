@@ -9,7 +9,7 @@ import os
 import signal
 from pathlib import Path
 
-from daskqueue.testing.nursery import Nursery
+from daskqueue.testing.nursery import Birth, Nursery
 
 __all__ = ["Member", "Program"]
 
@@ -17,11 +17,12 @@ __all__ = ["Member", "Program"]
 class Member:
     """A scheduler, or a worker, with its nanny if it has one."""
 
-    def __init__(self, name: str, pid: int, nanny: bool, folder: Path, nursery: Nursery) -> None:
+    def __init__(self, name: str, birth: Birth, nanny: bool, folder: Path, nursery: Nursery) -> None:
         self.name = name
-        self.leader = pid
+        self.leader = birth.pid
         """The process that was started: the nanny, if there is one."""
         self.nanny = nanny
+        self._birth = birth
         self._folder = folder
         self._nursery = nursery
 
@@ -31,13 +32,15 @@ class Member:
     @property
     def alive(self) -> bool:
         """Whether the process that was started has not ended."""
-        return self._nursery.wait(self.leader, 0) is None
+        return self._nursery.wait(self._birth, 0) is None
 
     @property
     def pid(self) -> int | None:
         """The process that does the work, which is not always the same under a nanny. None if there is none now."""
         if not self.nanny:
             return self.leader if self.alive else None
+        if self._nursery.is_over(self._birth):
+            return None
         try:
             pid = int(self._born()[0])
             return pid if os.getpgid(pid) == self.leader else None
@@ -81,8 +84,10 @@ class Member:
     def _signal(self, signum: int, whole: bool) -> bool:
         """Returns whether there was somebody."""
         if whole:
+            if self._nursery.is_over(self._birth):  # that includes what a dead nanny left
+                return False
             try:
-                os.killpg(self.leader, signum)  # what a dead nanny left is of its group
+                os.killpg(self.leader, signum)
             except ProcessLookupError:
                 return False
             return True
@@ -91,14 +96,14 @@ class Member:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Until the process that was started has ended: its exit code, negative for a signal. None after `timeout`."""
-        return self._nursery.wait(self.leader, timeout)
+        return self._nursery.wait(self._birth, timeout)
 
 
 class Program(Member):
     """A function in a process of its own (`ProcessCluster.run`)."""
 
-    def __init__(self, name: str, pid: int, folder: Path, nursery: Nursery) -> None:
-        super().__init__(name, pid, False, folder, nursery)
+    def __init__(self, name: str, birth: Birth, folder: Path, nursery: Nursery) -> None:
+        super().__init__(name, birth, False, folder, nursery)
 
 
 def _send(pid: int, signum: int) -> bool:

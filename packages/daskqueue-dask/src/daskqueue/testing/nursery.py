@@ -5,7 +5,8 @@ standard input, a line of JSON each, and answers on its standard output. A fork 
 interpreter, and what it forks is no child of the test, whose own processes it cannot disturb.
 
 Invariants: each process is the leader of a group of its own, so that a nanny's worker ends with it; nobody outlives the
-standard input, which closes with the test's process however that ends.
+standard input, which closes with the test's process however that ends. Processes are known by their numbers here: the
+system gives the id of one that has ended to another, sooner or later, so nothing is signalled once a group is over.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-__all__ = ["Nursery"]
+__all__ = ["Birth", "Nursery"]
 
 STARTED_S: Final = 60.0
 ENDED_S: Final = 30.0
 
 # They come to the whole group of the test's process, which then closes our input: we end when all others have.
 _OURS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Birth(NamedTuple):
+    """A process that was started."""
+
+    number: int
+    """Which one of the nursery; no other has it."""
+    pid: int
 
 
 class Nursery:
@@ -38,14 +47,15 @@ class Nursery:
         words = [sys.executable, "-c", "from daskqueue.testing import nursery; nursery.main()"]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
         self._changed = threading.Condition()
-        self._born: dict[int, int] = {}
+        self._born: dict[int, Birth] = {}
         self._ended: dict[int, int] = {}
+        self._over: set[int] = set()
         self._asked = 0
         self._reader = threading.Thread(target=self._read, name="daskqueue-nursery", daemon=True)
         self._reader.start()
 
-    def start(self, what: str, arguments: list[str], log: Path, env: dict[str, str]) -> int:
-        """Fork one; returns its process id. `what`: "dask_scheduler", "dask_worker" or "program"."""
+    def start(self, what: str, arguments: list[str], log: Path, env: dict[str, str]) -> Birth:
+        """Fork one. `what`: "dask_scheduler", "dask_worker" or "program"."""
         with self._changed:
             self._asked += 1
             number = self._asked
@@ -56,11 +66,16 @@ class Nursery:
                 raise RuntimeError(f"no process for {what} in {STARTED_S} s: see the standard error of this process")
             return self._born[number]
 
-    def wait(self, pid: int, timeout: float | None) -> int | None:
+    def wait(self, birth: Birth, timeout: float | None) -> int | None:
         """The exit code of one that was started, negative for a signal; None if it still runs after `timeout`."""
         with self._changed:
-            self._changed.wait_for(lambda: pid in self._ended, timeout)
-            return self._ended.get(pid)
+            self._changed.wait_for(lambda: birth.number in self._ended, timeout)
+            return self._ended.get(birth.number)
+
+    def is_over(self, birth: Birth) -> bool:
+        """Whether it has ended, and all that it left behind in its group."""
+        with self._changed:
+            return birth.number in self._over
 
     def close(self) -> None:
         """End everything, and wait for it."""
@@ -81,10 +96,13 @@ class Nursery:
         for line in self._process.stdout:
             news = json.loads(line)
             with self._changed:
-                if "number" in news:
-                    self._born[news["number"]] = news["pid"]
+                number = news["number"]
+                if "pid" in news:
+                    self._born[number] = Birth(number, news["pid"])
+                elif "code" in news:
+                    self._ended[number] = news["code"]
                 else:
-                    self._ended[news["pid"]] = news["code"]
+                    self._over.add(number)
                 self._changed.notify_all()
 
 
@@ -98,14 +116,14 @@ def _serve() -> dict[str, Any] | None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     handlers = {signum: signal.signal(signum, signal.SIG_IGN) for signum in _OURS}
-    living: set[int] = set()
-    groups: list[int] = []
+    living: dict[int, int] = {}  # numbers, by process id
+    orphaned: dict[int, int] = {}  # the same, of leaders that have ended, while others of their group live
     rest = b""
     while True:
         readable, _, _ = select.select([0, wake], [], [])
         if wake in readable:
             os.read(wake, 4096)
-            _reap(living)
+            _reap(living, orphaned)
         if 0 not in readable:
             continue
         read = os.read(0, 1 << 16)
@@ -125,32 +143,37 @@ def _serve() -> dict[str, Any] | None:
                 return dict(request)
             with contextlib.suppress(PermissionError, ProcessLookupError):
                 os.setpgid(pid, pid)  # by both, whoever is first: a signal to the group must not come too soon
-            living.add(pid)
-            groups.append(pid)
+            living[pid] = request["number"]
             _say(number=request["number"], pid=pid)
     deadline = time.monotonic() + ENDED_S / 2
-    while groups and time.monotonic() < deadline:  # again: a nanny may have been starting a worker
-        groups = [group for group in groups if _kill_group(group)]
-        _reap(living)
+    while (living or orphaned) and time.monotonic() < deadline:  # again: a nanny may have been starting a worker
+        for group in [*living, *orphaned]:
+            _signal_group(group, signal.SIGKILL)
+        _reap(living, orphaned)
         time.sleep(0.005)
     return None
 
 
-def _kill_group(group: int) -> bool:
+def _signal_group(group: int, signum: int) -> bool:
+    """Returns whether there is anybody."""
     try:
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(group, signum)
     except (ProcessLookupError, PermissionError):
         return False
     return True
 
 
-def _reap(living: set[int]) -> None:
+def _reap(living: dict[int, int], orphaned: dict[int, int]) -> None:
     while living:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
-            return
-        living.discard(pid)
-        _say(pid=pid, code=os.waitstatus_to_exitcode(status))
+            break
+        number = orphaned[pid] = living.pop(pid)
+        _say(number=number, code=os.waitstatus_to_exitcode(status))
+    for group, number in list(orphaned.items()):
+        if not _signal_group(group, 0):
+            del orphaned[group]
+            _say(number=number, over=True)
 
 
 def _say(**news: int) -> None:

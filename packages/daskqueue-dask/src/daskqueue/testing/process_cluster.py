@@ -112,8 +112,8 @@ class ProcessCluster:
                 words += ["--listen-address", "tcp://127.0.0.1:0", "--contact-address", self._new_proxy(name).address]
             else:
                 words += ["--host", "127.0.0.1"]
-            pid = self._nursery.start("dask_worker", words, self._log(name), {**self._env, **(env or {})})
-            added.append(Member(name, pid, with_nanny, self.folder, self._nursery))
+            birth = self._nursery.start("dask_worker", words, self._log(name), {**self._env, **(env or {})})
+            added.append(Member(name, birth, with_nanny, self.folder, self._nursery))
             self.workers.append(added[-1])
         if wait:
             self.wait_for(*added)
@@ -168,8 +168,8 @@ class ProcessCluster:
         path = self.folder / f"{name}.pickle"
         path.write_bytes(cloudpickle.dumps((function, arguments)))
         environment = {**self._env, **(env or {})}
-        pid = self._nursery.start("program", [str(path), self.address], self._log(name), environment)
-        self.programs.append(Program(name, pid, self.folder, self._nursery))
+        birth = self._nursery.start("program", [str(path), self.address], self._log(name), environment)
+        self.programs.append(Program(name, birth, self.folder, self._nursery))
         return self.programs[-1]
 
     # -- connections
@@ -222,8 +222,8 @@ class ProcessCluster:
     def _start_scheduler(self) -> Member:
         words = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
         words += ["--scheduler-file", str(self.folder / "scheduler.json")]
-        pid = self._nursery.start("dask_scheduler", words, self._log("scheduler"), self._env)
-        return Member("scheduler", pid, False, self.folder, self._nursery)
+        birth = self._nursery.start("dask_scheduler", words, self._log("scheduler"), self._env)
+        return Member("scheduler", birth, False, self.folder, self._nursery)
 
     def _scheduler_address(self) -> str | None:
         try:
