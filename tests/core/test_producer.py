@@ -7,6 +7,8 @@ import pytest
 from daskqueue_core.batch import Batch, Keep, lengths_column
 from daskqueue_core.outcomes import Outcome, Outcomes
 from daskqueue_core.producer import MAX_RESENT, LostBatch, ProducerStream, PutRequest
+from daskqueue_core.queue import TransientQueue
+from daskqueue_core.testing import ManualClock
 
 
 @pytest.fixture
@@ -733,3 +735,44 @@ def test_what_may_have_killed_the_host_comes_last(stream: ProducerStream) -> Non
         stream.queue_lost(f"life-{life}", resubmit=True)
         orders.append([batch.first for batch in stream._offered])
     assert orders == [[0, 1, 2], [0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]
+
+
+def test_what_is_left_of_a_batch_with_keys_in_use() -> None:
+    """The queue takes what is around the duplicates as batches of their own: their outcomes are those of the batch."""
+    queue = TransientQueue(clock=ManualClock())
+    queue.admit([calls(0, keys=("used",), keep=Keep.KEEP)])
+    stream = known(new_stream())
+    keys = ("a", "used", "b", "c", "used", "d")
+    stream.offer(calls(50, 6, keys=keys, keep=Keep.KEEP, lengths=lengths_column([b"x"] * 6), body=b"x" * 6), "sink", 20)
+    request = put(stream)
+    queue.admit(request.batches)
+    stream.accepted(request)
+    while (lease := queue.lease(1)) is not None:
+        queue.ack(lease)
+    ended = set()
+    for delivery in stream.receive(queue.poll(1)):
+        assert delivery.sink == "sink"
+        ended |= {delivery.shift + at for lo, hi in delivery.runs for at in range(lo, hi)}
+    assert ended == set(range(20, 26))
+    assert stream.pending == 0
+    assert not stream._inner
+
+
+def test_parts_of_a_batch_with_keys() -> None:
+    """Taken back in the middle, or put again after a loss: what is left of each part is known by its numbers."""
+    stream = known(new_stream())
+    stream.offer(calls(50, 10, keys=tuple("abcdefghij"), keep=Keep.KEEP), "sink")
+    assert stream.take_back(50, 3, 4) == LostBatch("sink", 0, ((3, 4),), 0)
+    put_all(stream)
+    assert [(each.shift, each.runs) for each in stream.receive(answer(Outcome(54, 0, 1), Outcome(51, 0, 1)))] == [
+        (4, ((0, 1),)),
+        (1, ((0, 1),)),
+    ]
+    stream.queue_lost("life-1", resubmit=True)
+    for first in (50, 52, 55, 57):
+        stream.absorb([Outcome(first, 0, 1 if first < 57 else 3)])
+    assert stream.pending == 1, "56 is left"
+    [delivery] = stream.absorb([Outcome(56, 0, 1)])
+    assert (delivery.shift, delivery.runs) == (6, ((0, 1),))
+    assert stream.pending == 0
+    assert not stream._inner

@@ -106,6 +106,7 @@ class ProducerStream:
         self._offered: deque[Batch] = deque()
         self._unanswered: dict[int, PutRequest] = {}
         self._pending: dict[int, _Pending] = {}  # by the batch's first number, in order of submission
+        self._inner: dict[int, int] = {}  # of pending batches with keys: the first number, by each of the others
         self.items_accepted = 0  # items nobody reports back: lost with their queue
 
     # -- what goes out
@@ -152,7 +153,21 @@ class ProducerStream:
         """
         self._offered.append(batch)
         if batch.keep != Keep.NONE:
-            self._pending[batch.first] = _Pending(batch, sink, shift)
+            self._expect(_Pending(batch, sink, shift))
+
+    def _expect(self, pending: _Pending) -> None:
+        """Where a key is in use, a queue takes the rest of a batch as batches of their own, and says so of them."""
+        first = pending.batch.first
+        self._pending[first] = pending
+        if pending.batch.keys:
+            self._inner.update(dict.fromkeys(range(first + 1, first + pending.batch.count), first))
+
+    def _expect_no_more(self, first: int) -> _Pending | None:
+        pending = self._pending.pop(first, None)
+        if pending is not None and pending.batch.keys:
+            for number in range(first + 1, first + pending.batch.count):
+                self._inner.pop(number, None)
+        return pending
 
     def next_put(self) -> PutRequest | None:
         """The next put to send, if the window has room. Repeat it, as it is, until it is answered.
@@ -231,10 +246,11 @@ class ProducerStream:
         for start, stop in [*_within(unfinished, 0, lo), *_within(unfinished, hi, batch.count)]:
             part = batch.cut(start, stop)
             parts[part.first] = _Pending(part, sink, shift + start)
-        pending: dict[int, _Pending] = {}
-        for number, other in self._pending.items():
-            pending.update(parts if number == first else {number: other})
-        self._pending = pending
+        before, self._pending = self._pending, {}
+        self._inner.clear()
+        for number, other in before.items():
+            for each in parts.values() if number == first else (other,):
+                self._expect(each)
         del self._offered[at]
         for place, entry in enumerate(parts.values(), at):
             self._offered.insert(place, entry.batch)
@@ -254,7 +270,7 @@ class ProducerStream:
         return lost
 
     def _drop(self, batch: Batch) -> LostBatch:
-        pending = self._pending.pop(batch.first, None) if batch.keep != Keep.NONE else None
+        pending = self._expect_no_more(batch.first) if batch.keep != Keep.NONE else None
         if pending is None:
             return LostBatch(None, 0, ((0, batch.count),), batch.resent)
         return LostBatch(pending.sink, pending.shift, tuple(pending.unfinished()), batch.resent)
@@ -270,16 +286,17 @@ class ProducerStream:
         """Outcomes known otherwise than by a poll. Returns what is news."""
         news: list[Delivery] = []
         for outcome in outcomes:
-            pending = self._pending.get(outcome.first)
+            first = self._inner.get(outcome.first, outcome.first)
+            pending = self._pending.get(first)
             if pending is None:
                 continue
-            index = outcome.index
+            index = outcome.first - first + outcome.index
             if not outcome.accepted:
                 fresh = pending.finish(index, index + outcome.count)
             else:
                 fresh = [run for lo, hi in outcome.accepted for run in pending.finish(index + lo, index + hi)]
             if pending.left == 0:
-                del self._pending[outcome.first]
+                self._expect_no_more(first)
             if fresh:
                 runs = tuple((lo - index, hi - index) for lo, hi in fresh)
                 news.append(Delivery(pending.sink, pending.shift + index, runs, outcome))
@@ -331,9 +348,10 @@ class ProducerStream:
         lost: list[LostBatch] = []
         again: list[Batch] = items
         before, self._pending = self._pending, {}  # filled again in the same order: it is that of submission
+        self._inner.clear()
         for first, pending in before.items():
             if first in never_sent:
-                self._pending[first] = pending
+                self._expect(pending)
                 continue
             batch, runs = pending.batch, pending.unfinished()
             if not resubmit or batch.resent >= MAX_RESENT:
@@ -344,7 +362,7 @@ class ProducerStream:
                 lost.append(LostBatch(pending.sink, pending.shift, tuple(cancelled), batch.resent, True))
             for lo, hi in difference(runs, cancelled):
                 part = batch.cut(lo, hi)._replace(resent=batch.resent + 1)
-                self._pending[part.first] = _Pending(part, pending.sink, pending.shift + lo)
+                self._expect(_Pending(part, pending.sink, pending.shift + lo))
                 again.append(part)
         tried = next((batch for batch in again if batch.resent > SUSPECT_RESENT), None)
         if tried is not None:
@@ -361,6 +379,7 @@ class ProducerStream:
             for pending in self._pending.values()
         ]
         self._pending.clear()
+        self._inner.clear()
         self._offered.clear()
         self._unanswered.clear()
         return lost
