@@ -278,7 +278,8 @@ class QueueContents:
         else:
             attempts, blob, text, end = attempts + 1, bytes(failure.blob), failure.text, End.RUN
             body = bytes(failure.body) or entry.single(seq)
-            reason = FailureReason(failure.reason).name.lower()
+            damaged = event.reason is Reason.DAMAGED
+            reason = event.reason.value if damaged else FailureReason(failure.reason).name.lower()
         client, number = (0, seq) if batch.keep == Keep.NONE else (batch.client, batch.first + seq - entry.base)
         key = self._ledger.key_of(seq)
         card = DeadLetter(

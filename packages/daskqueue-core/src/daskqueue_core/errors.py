@@ -11,6 +11,7 @@
     ├── TaskTimeout          the task ran longer than its timeout (also TimeoutError)
     ├── TaskExpired          the task was not started before its `expires`
     ├── ResultExpired        the task has ended, and its outcome is not kept any more
+    ├── DamagedPayload       what was put is not on the disk any more as it was written
     ├── DuplicateKey         a task with that key is there already (also ValueError)
     └── NotInstalled         a process of the cluster lacks daskqueue, or has another protocol
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 from daskqueue_core.states import MessageState
 
 __all__ = [
+    "DamagedPayload",
     "DaskQueueError",
     "DuplicateKey",
     "IllegalMove",
@@ -110,6 +112,10 @@ class TaskExpired(DaskQueueError):
 
 class ResultExpired(DaskQueueError):
     """The task has ended, and how is not kept any more: its result was collected, and `result_ttl` is over."""
+
+
+class DamagedPayload(DaskQueueError):
+    """The bytes of the task are not on the disk as they were written: it cannot be run. Submit it again."""
 
 
 class DuplicateKey(DaskQueueError, ValueError):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from daskqueue.current import Task, current_task
     from daskqueue.worker.queue_actor import QueueActor
     from daskqueue_core.errors import (
+        DamagedPayload,
         DaskQueueError,
         DuplicateKey,
         NotInstalled,
@@ -45,6 +46,7 @@ refuse_predecessor()
 _HOMES = {
     "ConsumerBaseClass": "daskqueue.consumers",
     "ConsumerPool": "daskqueue.client.consumer_pool",
+    "DamagedPayload": "daskqueue_core.errors",
     "DaskQueueError": "daskqueue_core.errors",
     "DeadTask": "daskqueue.client.dead_tasks",
     "DummyConsumer": "daskqueue.consumers",
@@ -80,6 +82,7 @@ _HOMES = {
 __all__ = [
     "ConsumerBaseClass",
     "ConsumerPool",
+    "DamagedPayload",
     "DaskQueueError",
     "DeadTask",
     "DummyConsumer",

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 
 from daskqueue_core.batch import Run
 from daskqueue_core.contents import Ride
+from daskqueue_core.errors import DamagedPayload
 from daskqueue_core.events import Acked, Delivered, Event, Failed, Put, Reason, Returned
 from daskqueue_core.outcomes import Failure, Report
 from daskqueue_core.queue import TransientQueue
@@ -129,6 +130,7 @@ class JournaledQueue(TransientQueue):
         event = self._ledger.decide_damaged(runs, self._clock())
         if event is None:
             return
-        text = f"DamagedPayload: {damage.path} does not hold at byte {damage.position} what was written there"
+        what = f"{damage.path} does not hold at byte {damage.position} what was written there"
+        text = f"{DamagedPayload.__name__}: {what}"
         self._happen(event, {seq: Failure(0, b"", text) for lo, hi in event.runs for seq in range(lo, hi)})
         _log.error("%s: messages %s cannot be read and failed: %s", self._store.root, event.runs, damage)

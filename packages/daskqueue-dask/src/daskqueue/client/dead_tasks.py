@@ -39,7 +39,8 @@ class DeadTask:
     worker: str
     submitted_at: datetime
     failed_at: datetime
-    #: why it is not tried again: "failed" (no attempts left), "rejected", "timeout", "crashed" or "early ack"
+    #: why it is not tried again: "failed" (no attempts left), "rejected", "timeout", "crashed", "early ack" or
+    #: "damaged" (its bytes are not on the disk as they were written)
     reason: str
 
 

@@ -11,16 +11,20 @@ from typing import Any, Final
 from daskqueue.wire.calls import decode_values
 from daskqueue.wire.errors import RemoteError, RemoteTraceback, decode_error
 from daskqueue_core.batch import Buffer
-from daskqueue_core.errors import DuplicateKey, TaskExpired, WorkerCrashed
+from daskqueue_core.errors import DamagedPayload, DuplicateKey, TaskExpired, WorkerCrashed
 from daskqueue_core.outcomes import End, Outcome
 
 __all__ = ["LostPiece", "Piece", "error_of"]
+
+_DAMAGED: Final = f"{DamagedPayload.__name__}: "
 
 
 def error_of(blob: bytes, text: str) -> BaseException:
     """The exception that a queue keeps of a failed task, of which only the text may be left."""
     if blob:
         return decode_error(blob, text)
+    if text.startswith(_DAMAGED):  # said by the store, which pickles nothing
+        return DamagedPayload(text.removeprefix(_DAMAGED))
     lines = text.strip().splitlines()
     error = RemoteError(f"{lines[-1] if lines else 'it failed'} (its queue had no room left for the exception itself)")
     error.__cause__ = RemoteTraceback(text)
