@@ -62,6 +62,9 @@ class Home(Protocol):
     def abandon(self, sink: Sink) -> None:
         """Nobody reads this any more: cancel what has not ended, without waiting."""
 
+    def whereabouts(self) -> str:
+        """Who hosts the queues, and when they were last heard of: for errors of those who waited in vain."""
+
 
 class TaskFuture(Future):  # type: ignore[type-arg]
     """The future of one call."""
@@ -184,7 +187,8 @@ class TaskFuture(Future):  # type: ignore[type-arg]
                 if (left is not None and left <= 0) or not self._condition.wait(left):
                     if self._state in _DONE:
                         return
-                    raise WaitTimeout(f"task {self.key} has not ended within {timeout} s")
+                    where = self._home.whereabouts()
+                    raise WaitTimeout(f"task {self.key} has not ended within {timeout} s; {where}")
 
     def _end(self, piece: Piece, index: int) -> bool:
         """Called with the Condition held. True: there are callbacks to run."""

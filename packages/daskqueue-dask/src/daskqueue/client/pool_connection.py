@@ -25,7 +25,7 @@ from daskqueue.client.reading import Kept
 from daskqueue.client.session import Session
 from daskqueue.client.submitter import ROOM_WAIT_S, Submitter, most_in_a_put
 from daskqueue.client.task_options import Terms
-from daskqueue.client.timeouts import WaitTimeout
+from daskqueue.client.timeouts import WaitTimeout, whereabouts
 from daskqueue.utils import logger
 from daskqueue.wire import nested
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
@@ -152,9 +152,8 @@ class PoolConnection:
         try:
             answer = await asyncio.wait_for(work, patience)
         except asyncio.TimeoutError:
-            place = self.route.places[index]
             raise WaitTimeout(
-                f"{place.address}, host of queue {index} of {self.name}, did not accept the items in time"
+                f"queue {index} of pool {self.name} did not accept the items in time; {self.whereabouts()}"
             ) from None
         except (PoolGone, SchedulerGone) as error:
             self.over(error)
@@ -268,6 +267,10 @@ class PoolConnection:
 
     # -- waiting and reading
 
+    def whereabouts(self) -> str:
+        """Who hosts the queues, and when they were last heard of: for errors of those who waited in vain."""
+        return whereabouts(self.route, self.session.link.silent_for)
+
     async def join(self, deadline: float | None, kinds: Collection[int] = tuple(Kind)) -> None:
         """Wait until every queue of the pool is done, in two rounds that agree, and this client has every outcome.
 
@@ -281,7 +284,8 @@ class PoolConnection:
         try:
             await asyncio.wait_for(work, left)
         except asyncio.TimeoutError:
-            raise WaitTimeout(f"pool {self.name}: not everything was done in time; stats() says what is left") from None
+            left_over = f"pool {self.name}: not everything was done in time; stats() says what is left"
+            raise WaitTimeout(f"{left_over}; {self.whereabouts()}") from None
 
     async def _join(self, kinds: Collection[int]) -> None:
         rounds = JoinRounds()

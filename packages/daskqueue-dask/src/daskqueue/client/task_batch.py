@@ -226,7 +226,7 @@ class TaskBatch(Sequence[TaskFuture]):
     def results(self, timeout: float | None = None) -> list[Any]:
         """All values in order; raises the first failed task's exception, `TimeoutError` after `timeout` seconds."""
         if not self.wait(timeout):
-            raise WaitTimeout(f"{self!r}: not all have ended within {timeout} s")
+            raise self._late(timeout)
         out: list[Any] = []
         for index, stop, piece, shift in self._in_order():
             values = piece.values(index - shift, stop - shift)
@@ -243,7 +243,7 @@ class TaskBatch(Sequence[TaskFuture]):
     def failures(self, timeout: float | None = None) -> Mapping[int, BaseException]:
         """Exceptions by index, of those that failed, once all have ended."""
         if not self.wait(timeout):
-            raise WaitTimeout(f"{self!r}: not all have ended within {timeout} s")
+            raise self._late(timeout)
         out: dict[int, BaseException] = {}
         for index, stop, piece, shift in self._in_order():
             for at in range(index, stop):
@@ -251,6 +251,9 @@ class TaskBatch(Sequence[TaskFuture]):
                 if error is not None:
                     out[at] = error
         return out
+
+    def _late(self, timeout: float | None) -> TimeoutError:
+        return WaitTimeout(f"{self!r}: not all have ended within {timeout} s; {self._home.whereabouts()}")
 
     def _error(self, piece: Piece, at: int, shift: int) -> BaseException | None:
         """What message `at` of a piece failed with."""

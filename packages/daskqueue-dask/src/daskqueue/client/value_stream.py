@@ -135,7 +135,8 @@ class ValueStream:
             return run
 
     def _late(self, timeout: float | None) -> TimeoutError:
-        return WaitTimeout(f"task {self._read} of a map has not ended within {timeout} s")
+        where = self._home.whereabouts()
+        return WaitTimeout(f"task {self._read} of a map has not ended within {timeout} s; {where}")
 
     def _next_run(self, run: tuple[int, Piece, int]) -> tuple[Iterable[Any], BaseException | None]:
         """The values up to the first error, and that."""

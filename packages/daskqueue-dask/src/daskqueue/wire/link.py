@@ -10,6 +10,7 @@ with a dropped connection, and it never hangs on one.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -93,6 +94,7 @@ class Link:
         self._local = local
         self._refreshing: dict[int, asyncio.Future[None]] = {}
         self._silences = Silences()
+        self._heard: dict[str, float] = {}  # by address of a host: when it answered last
 
     async def call(
         self,
@@ -122,6 +124,7 @@ class Link:
                 except OSError as error:
                     trouble = f"its host {place.address} does not answer: {error}"
                 else:
+                    self._heard[place.address] = clock()
                     if status == OK:
                         return answer[0]
                     if status == ERROR:
@@ -137,6 +140,11 @@ class Link:
             if route.places[index] == place:  # not yet re-hosted: give the directory time
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def silent_for(self, address: str) -> float | None:
+        """Seconds since that host answered a call; None: it never has. Any thread may ask."""
+        heard = self._heard.get(address)
+        return None if heard is None else max(0.0, time.monotonic() - heard)
 
     async def _ask(self, route: Route, index: int, place: Place, op: str, arguments: dict[str, Any]) -> tuple[Any, ...]:
         handler = self._local(place.uuid) if self._local is not None else None
