@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from daskqueue.worker.pool_files import POOL_FILE, PoolFiles, find_pool, prepare_pool, queue_path
+from daskqueue.worker.pool_files import POOL_FILE, PoolFiles, find_pool, pool_in, prepare_pool, queue_path
 from daskqueue_storage import DurableQueue
-from daskqueue_storage.errors import FormatError, NotAQueue, StorageError
+from daskqueue_storage.errors import AccessError, FormatError, NotAQueue, StorageError, UnsafeDirectory
 
 STORAGE: Final = {"lock_ttl": 10.0, "allow_shared": False}
 
@@ -41,6 +43,46 @@ def test_only_its_owner_may_look(tmp_path: Path) -> None:
     prepare_pool(str(tmp_path / "pool"), 1, STORAGE)
     for path in (tmp_path / "pool", tmp_path / "pool" / "q0"):
         assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory of somebody who is not root, and be that one."""
+    if os.geteuid() != 0:
+        yield tmp_path_factory.mktemp("mine")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)
+
+
+def test_whose_directory_it_is(nobody: Path) -> None:
+    """One that others may write to is refused, and left as it is, unless that is what was asked for."""
+    where = nobody / "pool"
+    where.mkdir()
+    where.chmod(0o777)
+    for n_queues in (None, 1):
+        with pytest.raises(UnsafeDirectory, match="written by others"):
+            pool_in(str(where), n_queues, STORAGE)
+    assert os.listdir(where) == []
+    assert pool_in(str(where), None, {**STORAGE, "allow_shared": True}) is None
+    made = pool_in(str(where), 1, {**STORAGE, "allow_shared": True})
+    where.chmod(0o700)
+    assert pool_in(str(where), None, STORAGE) == made
+
+
+def test_what_the_system_refuses(nobody: Path) -> None:
+    """A file in the way, a directory that may not be written: an error of the store, with path and advice."""
+    (nobody / "file").write_text("")
+    (nobody / "closed").mkdir(mode=0o500)
+    for where in (nobody / "file", nobody / "file" / "pool", nobody / "closed" / "pool"):
+        with pytest.raises(AccessError, match=str(where)) as caught:
+            pool_in(str(where), 1, STORAGE)
+        assert isinstance(caught.value, OSError)
 
 
 def test_what_a_crash_left(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from daskqueue.wire.operations import ERROR, HANDLER, METRIC, OK, PROTOCOL, REFU
 from daskqueue.worker.async_loop import PrivateLoop
 from daskqueue.worker.consumer_actor import ConsumerActor
 from daskqueue.worker.load import Load
-from daskqueue.worker.pool_files import find_pool, prepare_pool
+from daskqueue.worker.pool_files import pool_in
 from daskqueue.worker.queue_actor import HEARTBEAT_S
 from daskqueue.worker.queue_host import HostOrder, OrderRefused, QueueHost
 from daskqueue_core.consumer import LeaseBook, RequestNumbers
@@ -210,10 +210,7 @@ class DaskQueueWorker(WorkerPlugin):
 
     async def order_prepare(self, dirpath: str, n_queues: int | None, options: dict[str, Any]) -> Any:
         """The durable pool in a directory, made with `n_queues` if it is not there; None if it is not to be made."""
-        if n_queues is None:
-            found = await asyncio.to_thread(find_pool, dirpath)
-        else:
-            found = await asyncio.to_thread(prepare_pool, dirpath, n_queues, options["storage"])
+        found = await asyncio.to_thread(pool_in, dirpath, n_queues, options["storage"])
         return None if found is None else tuple(found)
 
     def _queue_is_over(self, order: HostOrder) -> None:

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from daskqueue_storage import DurableQueue
+from daskqueue_storage.access import refusals
+from daskqueue_storage.directory import check_safe
 from daskqueue_storage.errors import FormatError, NotAQueue
+from daskqueue_storage.files import OsFiles
 
-__all__ = ["POOL_FILE", "PoolFiles", "find_pool", "prepare_pool", "queue_path"]
+__all__ = ["POOL_FILE", "PoolFiles", "find_pool", "pool_in", "prepare_pool", "queue_path"]
 
 POOL_FILE: Final = "pool.json"
 FORMAT: Final = 1
@@ -35,6 +38,17 @@ class PoolFiles(NamedTuple):
 def queue_path(dirpath: str, index: int) -> Path:
     """The directory of queue `index`."""
     return Path(dirpath) / f"q{index}"
+
+
+def pool_in(dirpath: str, n_queues: int | None, storage: Mapping[str, Any]) -> PoolFiles | None:
+    """The pool in a directory, made with `n_queues` if it is not there; None if it is not to be made.
+
+    `storage`: how its queues are opened. Raises what the store says: `AccessError`, `UnsafeDirectory`, `NotAQueue` ...
+    """
+    with refusals(dirpath):
+        if os.path.isdir(dirpath) and os.geteuid() and not storage["allow_shared"]:
+            check_safe(OsFiles(), dirpath)  # others could put a queue of theirs there; root takes what it is given
+        return find_pool(dirpath) if n_queues is None else prepare_pool(dirpath, n_queues, storage)
 
 
 def find_pool(dirpath: str) -> PoolFiles | None:
