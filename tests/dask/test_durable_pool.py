@@ -5,6 +5,7 @@ A file outside of everything counts executions.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from daskqueue import ConsumerPool, PoolExists, QueueExecutor, QueuePool, WorkerCrashed
-from daskqueue_storage import LockedError, NotAQueue
+from daskqueue import ConsumerPool, DamagedPayload, PoolExists, QueueExecutor, QueuePool, WorkerCrashed
+from daskqueue_storage import DurableQueue, LockedError, NotAQueue
 
 LIMIT = 60
 
@@ -154,6 +155,82 @@ def test_a_lost_queue_directory(new_cluster: Callable[..., Any], where: Path) ->
     with pytest.raises((NotAQueue, OSError), match="q1"):
         QueuePool.resume(client, where)
     assert not (where / "q1").exists()
+
+
+def test_what_was_found_is_said(client: Client, where: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """To whoever opens the pool; aloud if something is damaged."""
+    pool = QueuePool(client, durability="durable", dirpath=where)
+    for n in range(3):
+        pool.options(key=f"k{n}").put("x" * 50)
+    pool.shutdown(wait=False)
+
+    def said() -> list[tuple[str, str]]:
+        records = [record for record in caplog.records if str(where) in record.getMessage()]
+        return [(record.levelname, record.getMessage()) for record in records if "waiting" in record.getMessage()]
+
+    with caplog.at_level(logging.INFO, logger="daskqueue"):
+        QueuePool.resume(client, where).shutdown()
+        [(level, text)] = said()
+        assert level == "INFO"
+        assert "3 waiting" in text
+        caplog.clear()
+        index = max((where / "q0" / "index").iterdir())
+        data = bytearray(index.read_bytes())
+        data[200] ^= 1
+        index.write_bytes(data)
+        QueuePool.resume(client, where).shutdown(cancel_futures=True)
+        [(level, text)] = said()
+        assert level == "WARNING"
+        assert index.name in text
+
+
+def test_opened_while_it_is_closed(
+    client: Client, pool: QueuePool, where: Path, eventually: Callable[..., Any]
+) -> None:
+    """Who opens a directory that another client has just shut down waits for it: nobody else has it locked."""
+
+    def slowly(dask_worker: Any) -> None:
+        close = DurableQueue.close
+
+        def closing(queue: DurableQueue) -> None:
+            threading.Event().wait(0.5)
+            close(queue)
+            DurableQueue.close = close  # type: ignore[method-assign]
+
+        DurableQueue.close = closing  # type: ignore[method-assign]
+
+    def ended(name: str, dask_scheduler: Any) -> bool:
+        return name not in dask_scheduler.plugins["daskqueue"].directory.pools
+
+    pool.put("x")
+    client.run(slowly, workers=[pool._connection.route.places[0].address])
+    ending = threading.Thread(target=pool.shutdown)
+    ending.start()
+    eventually(lambda: client.run_on_scheduler(ended, pool.name), LIMIT)
+    again = QueuePool.resume(client, where)
+    assert again.stats()[0].ready == 1
+    ending.join(LIMIT)
+    again.shutdown(cancel_futures=True)
+
+
+def test_a_damaged_payload(client: Client, pool: QueuePool, where: Path) -> None:
+    """Never run, never returned: a dead letter that names file and place; what is beside it runs."""
+    futures = []
+    for n in range(3):  # a record each
+        futures.append(pool.options(key=f"k{n}").submit(len, f"payload {n}".encode() * 10))
+        pool.flush()
+    [log] = [path for path in (where / "q0" / "log").iterdir() if b"payload 1" in path.read_bytes()]
+    with log.open("r+b") as file:
+        file.seek(log.read_bytes().index(b"payload 1"))
+        file.write(b"daylo")
+    ConsumerPool(client, pool).start()
+    assert [futures[0].result(LIMIT), futures[2].result(LIMIT)] == [90, 90]
+    error = futures[1].exception(LIMIT)
+    assert isinstance(error, DamagedPayload)
+    assert str(log) in str(error)
+    [dead] = pool.dead_letters()
+    assert (dead.key, dead.reason, dead.error_type) == ("k1", "damaged", "daskqueue_core.errors.DamagedPayload")
+    assert dead.message == str(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ losses

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from daskqueue.client.install import install
 from daskqueue.client.options import Durability
 from daskqueue.client.pool_connection import PoolConnection
 from daskqueue.client.session import Session
 from daskqueue.utils import logger
-from daskqueue.wire.link import PoolGone, Route
+from daskqueue.wire.link import PoolGone, Route, SchedulerGone
 from daskqueue.wire.operations import OK, PROTOCOL
 from daskqueue.wire.storage_errors import storage_error
 from daskqueue_core.directory import Place
 from daskqueue_core.errors import DaskQueueError, NotInstalled, PoolExists
 
 __all__ = ["attach_pool", "open_pool"]
+
+FOUND_S: Final = 5.0
 
 
 async def open_pool(
@@ -45,7 +49,20 @@ async def open_pool(
     own_name, places, warning = answer[1]
     if warning:
         logger.warning("%s", warning)
-    return _connect(session, own_name, places, options)
+    connection = _connect(session, own_name, places, options)
+    if durable:
+        await _say_what_was_found(connection)
+    return connection
+
+
+async def _say_what_was_found(connection: PoolConnection) -> None:
+    """What a directory held, in the log of who opens it; aloud if something of it is damaged."""
+    for index in range(len(connection.route)):
+        with contextlib.suppress(DaskQueueError, PoolGone, SchedulerGone):  # whoever needs the queue meets that, too
+            found = await connection.session.link.call(connection.route, index, "recovery", patience=FOUND_S)
+            if found is not None:
+                level = logging.INFO if found.whole else logging.WARNING
+                logger.log(level, "queue %d in %s: %s", index, connection.options["dirpath"], found)
 
 
 async def attach_pool(session: Session, name: str, *, known: bool = False) -> PoolConnection:

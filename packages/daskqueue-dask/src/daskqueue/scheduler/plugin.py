@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 RESOLVE_WAIT_S: Final = 1.0
 HELLO_WAIT_S: Final = 10.0
+CLOSED_S: Final = 10.0
 
 GONE: Final = ("handle-worker-cleanup-", "check-worker-ttl-")
 """How Dask's reasons to remove a worker begin where it is gone: its connection broke, or it is silent."""
@@ -52,6 +53,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         self.directory = Directory(lambda: uuid.uuid4().hex)
         self.scaling = QueueScaling(scheduler, self.directory)
         self._opening = asyncio.Lock()  # of durable pools, one at a time: two clients may name one directory
+        self._closing: dict[str, asyncio.Future[Any]] = {}  # durable pools that were shut down, by uuid
         self._leaving: dict[str, asyncio.TimerHandle] = {}  # clients
         self._retired: set[str] = set()  # workers that Dask does not count any more, and that have not left
         self._orders = Orders(self.directory, scheduler.connection_args)
@@ -148,6 +150,7 @@ class DaskQueueScheduler(SchedulerPlugin):
                 found, warning = await self._look_into(options, n_queues, create)
                 options, uuids = {**options, "_uuid": found[0]}, found[1]
                 n_queues = len(uuids) if n_queues is None else n_queues
+                await self._closed(found[0])
                 name = self._name_of(found[0], name)
             assert name is not None
             assert n_queues is not None, "only a directory says by itself how many there are"
@@ -166,6 +169,12 @@ class DaskQueueScheduler(SchedulerPlugin):
         if uuids is not None:
             await self._opened(name, uuids)
         return name, await self._up(name), warning
+
+    async def _closed(self, uuid: str) -> None:
+        """Wait until the workers have closed what somebody has just shut down: till then its directory is locked."""
+        closing = self._closing.get(uuid)
+        if closing is not None:
+            await asyncio.wait([closing], timeout=CLOSED_S)
 
     async def _opened(self, name: str, uuids: Sequence[str]) -> None:
         """Wait until the queues of a durable pool are served. If one cannot be, the pool is not there."""
@@ -275,6 +284,13 @@ class DaskQueueScheduler(SchedulerPlugin):
         """The job of a worker ends soon: its consumers have stopped."""
         self._orders.carry_out(self.directory.consumers_left(pool, consumers, address))
 
+    async def do_places(self, pool: str, consumers: str) -> tuple[str, ...]:
+        """Where the consumers of a consumer pool are: an address for each."""
+        record = self.directory.pools.get(pool)
+        there = record.consumers.get(consumers) if record is not None else None
+        placed = {} if there is None else there.placed
+        return tuple(address for address, count in placed.items() for _ in range(count))
+
     async def do_served(self, pool: str) -> Answer:
         """Which kinds of work the pool's consumers take, whether one of them acknowledges early, who they are in
         detail (`ConsumersOf`), how many workers there are, and why queues have no host."""
@@ -287,7 +303,13 @@ class DaskQueueScheduler(SchedulerPlugin):
 
     async def do_close(self, pool: str) -> None:
         """The pool is over."""
-        await asyncio.gather(*self._orders.carry_out(self.directory.close(pool)))
+        record = self.directory.pools.get(pool)
+        closing = asyncio.gather(*self._orders.carry_out(self.directory.close(pool)))
+        uuid = None if record is None else record.options.get("_uuid")
+        if uuid is not None:
+            self._closing[uuid] = closing
+            closing.add_done_callback(lambda _: self._closing.get(uuid) is closing and self._closing.pop(uuid))
+        await asyncio.shield(closing)
 
     def _check_protocol(self, protocol: int, who: str) -> None:
         if protocol != self.protocol:
