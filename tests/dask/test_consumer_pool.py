@@ -96,6 +96,21 @@ def test_a_number_of_consumers(client: Client, pool: QueuePool, meeting: Callabl
         assert set(pids) == set(client.run(os.getpid).values())
 
 
+def test_where_each_consumer_is(client: Client, pool: QueuePool) -> None:
+    """By index, the address of its worker; there is none before they start, after the last, and at the end."""
+    workers = set(client.scheduler_info(n_workers=-1)["workers"])
+    consumers = ConsumerPool(client, pool, n_consumers=3)
+    with pytest.raises(IndexError, match="0 consumer"):
+        consumers[0]
+    with consumers:
+        assert {consumers[0], consumers[1], consumers[2]} == workers
+        assert list(consumers) == [consumers[0], consumers[1], consumers[-1]]
+        with pytest.raises(IndexError, match="no 3"):
+            consumers[3]
+    with pytest.raises(PoolClosed):
+        consumers[0]
+
+
 def test_consumers_move_to_a_worker_that_joins(
     new_workers: Callable[..., Any], oracle: Any, eventually: Callable[..., Any]
 ) -> None:

@@ -112,6 +112,20 @@ class ConsumerPool:
             return self.n_consumers
         return len(self._session.client.scheduler_info(n_workers=-1)["workers"])
 
+    def __getitem__(self, index: int) -> Any:
+        """The address of the worker on which consumer `index` is now; IndexError beyond the last that has one."""
+        return self._session.sync(self._address(index))
+
+    async def _address(self, index: int) -> str:
+        self._check()
+        answer = await self._session.ask("places", pool=self.queue_pool.name, consumers=self.id)
+        if answer[0] != OK:
+            raise DaskQueueError(f"the scheduler does not say where the consumers of {self._name} are: {answer[2]}")
+        try:
+            return str(answer[1][index])
+        except IndexError:
+            raise IndexError(f"{self!r} has {len(answer[1])} consumer(s) on workers now, and no {index}") from None
+
     def start(self) -> Any:
         """Begin to consume, on the workers that are here and, as asked, on those that join."""
         return self._session.sync(self._start())
