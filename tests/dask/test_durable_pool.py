@@ -17,7 +17,7 @@ import pytest
 from distributed import Client
 
 from daskqueue import ConsumerPool, DamagedPayload, PoolExists, QueueExecutor, QueuePool, WorkerCrashed
-from daskqueue_storage import DurableQueue, LockedError, NotAQueue
+from daskqueue_storage import AccessError, DurableQueue, LockedError, NotAQueue
 
 LIMIT = 60
 
@@ -119,6 +119,14 @@ def test_nothing_to_resume(client: Client, where: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(where)):
         QueuePool.resume(client, where)
     assert not where.exists()
+
+
+def test_a_file_is_in_the_way(client: Client, where: Path) -> None:
+    """What the system refuses on a worker is an AccessError here, too, with path and advice."""
+    where.write_text("")
+    with pytest.raises(AccessError, match=str(where)) as caught:
+        QueuePool(client, durability="durable", dirpath=where)
+    assert isinstance(caught.value, OSError)
 
 
 def test_another_number_of_queues(client: Client, pool: QueuePool, where: Path) -> None:

@@ -13,5 +13,6 @@ def storage_error(kind: str, text: str, path: str) -> StorageError:
     known = getattr(errors, kind, None)
     cls = known if isinstance(known, type) and issubclass(known, StorageError) else StorageError
     error = cls.__new__(cls, text)
+    error.args = (text,)  # an OSError's are set by its own __init__ only
     error.path = path
     return error
