@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import operator
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import CancelledError
@@ -69,6 +70,9 @@ def test_submit_and_await(run: Callable[..., None], gate: Any) -> None:
         assert await pool is pool
         consumers = ConsumerPool(client, pool)
         await consumers.start()
+        assert await consumers[0] in await client.run(os.getpid)
+        with pytest.raises(TypeError, match=r"await consumers\[i\]"):
+            iter(consumers)
         assert await pool.submit(operator.add, 1, 2) == 3
         assert await asyncio.gather(*[pool.submit(operator.neg, n) for n in range(500)]) == [-n for n in range(500)]
         with pytest.raises(LookupError):

@@ -196,17 +196,6 @@ def test_consumer_pool_options(client: Client, pool: QueuePool) -> None:
         ConsumerPool(client, pool, executor="defualt").start()
 
 
-def test_consumer_class_that_does_nothing(client: Client, pool: QueuePool) -> None:
-    """Without `process_item` it could only fail: said before it starts, not item by item."""
-
-    class Idle(ConsumerBaseClass):
-        def setup(self) -> None:
-            """It forgot the rest."""
-
-    with pytest.raises(TypeError, match=r"Idle has no process_item\(self, item\)"):
-        ConsumerPool(client, pool, Idle)
-
-
 def test_consumer_class_that_cannot_start(client: Client, pool: QueuePool) -> None:
     """start() raises what setup raised, and leaves nothing behind."""
 

@@ -98,6 +98,39 @@ def test_two_objects_of_one_directory(client: Client, new_client: Callable[..., 
     assert third.submit(abs, -4).result(LIMIT) == 4
 
 
+# ---------------------------------------------------------------------------------------------------------- two hosts
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_directory_that_another_host_does_not_see(
+    new_workers: Callable[..., Any],
+    processes: Callable[..., Any],
+    where: Path,
+    shared: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever makes the pool is warned that its queues wait whenever the one host has no worker; it serves."""
+    workers = new_workers(1)
+    client = workers.client
+    processes("dask_worker", workers.cluster.scheduler_address, "--host", "127.0.0.2")
+    client.wait_for_workers(2, timeout=LIMIT)
+
+    def local(dask_worker: Any) -> None:
+        from daskqueue.worker import plugin
+
+        honest = plugin.pool_in
+        there = "127.0.0.1" in dask_worker.address
+        plugin.pool_in = lambda *words: honest(*words) if there else None  # type: ignore[assignment]
+
+    QueuePool(client).shutdown()  # that the workers know us
+    if not shared:
+        client.run(local)
+    with caplog.at_level("WARNING"), QueuePool(client, durability="durable", dirpath=where) as pool:
+        assert ConsumerPool(client, pool).start() is None
+        assert pool.submit(abs, -1).result(LIMIT) == 1
+    assert any("if it is local to its host" in each.message for each in caplog.records) is not shared
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 

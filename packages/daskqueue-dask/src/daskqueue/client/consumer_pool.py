@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -20,7 +20,6 @@ from daskqueue.client.queue_pool import QueuePool
 from daskqueue.consumers import ConsumerBaseClass, GeneralConsumer
 from daskqueue.progress import Progress
 from daskqueue.wire.operations import OK
-from daskqueue_core.batch import Kind
 from daskqueue_core.errors import DaskQueueError, PoolClosed
 
 __all__ = ["ConsumerPool"]
@@ -72,8 +71,6 @@ class ConsumerPool:
             raise TypeError(f"client must be a dask.distributed.Client, not {client!r}")
         if not (isinstance(ConsumerClass, type) and issubclass(ConsumerClass, ConsumerBaseClass)):  # type: ignore[redundant-expr]
             raise TypeError(f"ConsumerClass must be a subclass of ConsumerBaseClass, not {ConsumerClass!r}")
-        if Kind.ITEM in ConsumerClass.kinds and ConsumerClass.process_item is ConsumerBaseClass.process_item:
-            raise TypeError(f"{ConsumerClass.__name__} has no process_item(self, item): write it")
         if concurrency is not None and max_concurrency is not None:
             raise TypeError("concurrency and max_concurrency are the same option: give one of them")
         concurrency = max_concurrency if concurrency is None else concurrency
@@ -116,15 +113,25 @@ class ConsumerPool:
         """The address of the worker on which consumer `index` is now; IndexError beyond the last that has one."""
         return self._session.sync(self._address(index))
 
+    def __iter__(self) -> Iterator[str]:
+        """Where they are now. With an asynchronous client: `await consumers[i]`."""
+        if self._session.asynchronous:
+            raise TypeError("with an asynchronous client the consumers are read one by one: await consumers[i]")
+        return iter(self._session.run(self._addresses()))
+
     async def _address(self, index: int) -> str:
+        addresses = await self._addresses()
+        try:
+            return addresses[index]
+        except IndexError:
+            raise IndexError(f"{self!r} has {len(addresses)} consumer(s) on workers now, and no {index}") from None
+
+    async def _addresses(self) -> list[str]:
         self._check()
         answer = await self._session.ask("places", pool=self.queue_pool.name, consumers=self.id)
         if answer[0] != OK:
             raise DaskQueueError(f"the scheduler does not say where the consumers of {self._name} are: {answer[2]}")
-        try:
-            return str(answer[1][index])
-        except IndexError:
-            raise IndexError(f"{self!r} has {len(answer[1])} consumer(s) on workers now, and no {index}") from None
+        return [str(address) for address in answer[1]]
 
     def start(self) -> Any:
         """Begin to consume, on the workers that are here and, as asked, on those that join."""

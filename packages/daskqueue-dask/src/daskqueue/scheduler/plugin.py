@@ -210,25 +210,25 @@ class DaskQueueScheduler(SchedulerPlugin):
             except OSError:
                 continue  # it leaves
             if answer[0] == OK and answer[1] is not None:
-                return answer[1], await self._is_seen_elsewhere(address, options["dirpath"], answer[1])
+                return answer[1], await self._is_seen_elsewhere(address, {**message, "n_queues": None}, answer[1])
             trouble = trouble or answer
         if trouble and trouble[0] != OK:
             raise _Refused("Storage", trouble[1:])
         raise _Refused("NoPool", f"there is no durable pool in {options['dirpath']}, as far as the workers see")
 
-    async def _is_seen_elsewhere(self, address: str, dirpath: str, found: Answer) -> str:
+    async def _is_seen_elsewhere(self, address: str, message: dict[str, Any], found: Answer) -> str:
         """A warning, if workers of another host do not see what one has found."""
         here = get_address_host(address)
         for other in self.directory.staying:
             if get_address_host(other) != here:
                 with contextlib.suppress(OSError):
-                    answer = await self._orders.ask(other, "prepare", dirpath=dirpath, n_queues=None, options={})
+                    answer = await self._orders.ask(other, "prepare", **message)
                     if answer[0] == OK and answer[1] == found:
                         return ""
                     return (
-                        f"{dirpath} is there on {address} but not on {other}: if it is local to its host, the pool's "
-                        "queues wait whenever that host has no worker. A directory on a shared file system has no such "
-                        "limit"
+                        f"{message['dirpath']} is there on {address} but not on {other}: if it is local to its host, "
+                        "the pool's queues wait whenever that host has no worker. A directory on a shared file system "
+                        "has no such limit"
                     )
         return ""
 
