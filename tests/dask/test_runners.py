@@ -21,7 +21,7 @@ from daskqueue.wire.errors import ArgumentLoadError, FunctionLoadError, RemoteTr
 from daskqueue.wire.functions import Style, encode_function
 from daskqueue.worker import deadlines
 from daskqueue.worker.async_loop import PrivateLoop
-from daskqueue.worker.runners import Job, JobReport
+from daskqueue.worker.runners import Job, JobReport, Loaded
 from daskqueue_core.errors import TaskTimeout
 from daskqueue_core.outcomes import FailureReason
 from daskqueue_core.retry import RetryPolicy
@@ -289,6 +289,28 @@ def test_take_rest_before_the_run_takes_all(private_loop: PrivateLoop) -> None:
         assert job.take_rest() == 2
         assert job.take_rest() == 0
         assert job.run()[:3] == (encode_block([], fn), (), 0)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_take_rest_while_it_reads_leaves_the_first(private_loop: PrivateLoop, is_async: bool) -> None:
+    """Else arguments that take longer to read than a lease should would go from worker to worker for ever."""
+    reading, go = threading.Event(), threading.Event()
+
+    def load() -> Loaded:
+        reading.set()
+        assert go.wait(LIMIT)
+        return Loaded(raise_odd_async if is_async else raise_odd, [(0,), (2,), (4,)], True)
+
+    job = Job(load, 3, name="fn", is_async=is_async, private_loop=private_loop)
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(job.run)
+        assert reading.wait(LIMIT)
+        assert job.take_rest() == 2
+        assert job.take_rest() == 0
+        go.set()
+        report = future.result(LIMIT)
+    assert report.executed == 1
+    assert shown(outcomes(report)) == [0]
 
 
 def test_a_withdrawn_job_loads_nothing() -> None:

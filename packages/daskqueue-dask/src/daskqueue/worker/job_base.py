@@ -114,13 +114,17 @@ class JobBase:
         return len(self._out)
 
     def take_rest(self) -> int:
-        """Take away what has not begun and say how many that were: all of it if the job has not begun."""
+        """Take away what has not begun and say how many that were: all of it if the job has not begun.
+
+        While it reads its elements the first counts as begun: reading may take longer than a lease should, and would
+        again wherever it went.
+        """
         with self._lock:
-            if self._iterator is None:
-                taken, self._cut = self.count - self._cut, self.count
-            else:
+            if self._iterator is not None:
                 taken = len(list(self._iterator))
-                self._cut += taken
+            else:
+                taken = max(0, self.count - self._cut - (self.started_at is not None))
+            self._cut += taken
             return taken
 
     def cancel(self, runs: Iterable[Run]) -> None:
@@ -160,18 +164,19 @@ class JobBase:
     # ---------------------------------------------------------------------------------------------- for who runs it
 
     def _begin(self) -> float:
-        assert self.started_at is None, "a job runs once"
-        self.started_at = time.monotonic()
+        with self._lock:
+            assert self.started_at is None, "a job runs once"
+            self.started_at = time.monotonic()
         return time.perf_counter()
 
     def _open(self) -> tuple[Callable[..., Any], bool]:
         fn, elements, spread = self._loaded()
         with self._lock:
-            self._iterator = iter(() if self._cut else elements)
+            self._iterator = iter(elements[: self.count - self._cut] if self._cut else elements)
         return fn, spread
 
     def _loaded(self) -> Loaded:
-        if self._cut:  # withdrawn before it began: do not import a module for nothing
+        if self._cut == self.count:  # withdrawn before it began: do not import a module for nothing
             return Loaded(identity, [], False)
         try:
             control = decode_control(self._control) if self._control else None
