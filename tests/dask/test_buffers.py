@@ -22,7 +22,7 @@ class Held:
 
 def test_plain_data_is_a_plain_pickle() -> None:
     """Nothing changes for what has no buffers, or only small ones."""
-    assert pack([(1, "a"), b"x" * 100_000]) == pickle.dumps([(1, "a"), b"x" * 100_000], 5)
+    assert pack([(1, "a"), b"x" * 10_000]) == pickle.dumps([(1, "a"), b"x" * 10_000], 5)
     assert pack(np.arange(10))[0] == 0x80
 
 
@@ -83,6 +83,39 @@ def test_others_with_buffers() -> None:
     assert unpack(pack(pickle.PickleBuffer(b"x" * 20_000))) == b"x" * 20_000
     assert unpack(pack(bytearray(50_000))) == bytearray(50_000)
     assert unpack(pack(array("Q", range(9_000)))) == array("Q", range(9_000))
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_large_bytes_lie_beside(kind: type) -> None:
+    """Among others of any size; they come back as what they were, and hold on to nothing."""
+    value = kind([b"a" * 50_000, 1, b"small", bytearray(30_000), b"b" * APART_BYTES])
+    data = bytearray(pack(value))
+    assert struct.unpack_from("<Q", data, 8)[0] < 31_000
+    back = unpack(memoryview(data))
+    assert back == value
+    assert list(map(type, back)) == list(map(type, value))
+    data[:] = bytes(len(data))
+    assert back == value
+
+
+def test_the_same_bytes_twice_travel_once() -> None:
+    """As pickle does it."""
+    data = pack([b"x" * 50_000] * 10)
+    assert len(data) < 51_000
+    assert unpack(data) == [b"x" * 50_000] * 10
+
+
+def test_classes_derived_from_bytes_stay() -> None:
+    """And what holds the bytes need not be a plain list."""
+
+    class Name(bytes):
+        pass
+
+    class Names(list):  # type: ignore[type-arg]
+        pass
+
+    assert type(unpack(pack([Name(50_000)]))[0]).__name__ == "Name"
+    assert type(unpack(pack(Names([bytes(50_000)])))).__name__ == "Names"
 
 
 @pytest.mark.parametrize("cut", [1, 40, 20_000])

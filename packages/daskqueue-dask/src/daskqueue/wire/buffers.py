@@ -1,7 +1,8 @@
 """Pickles whose large buffers lie beside them, as protocol 5 allows: one copy out of an array, one copy into it.
 
 In band, pickle copies a NumPy array three times while its output grows, and every search for names reads all of it
-(1.3 ms a MB, 0.15 with buffers apart). What has no large buffer is a plain pickle, which begins with 0x80.
+(1.3 ms a MB, 0.15 with buffers apart). `bytes` offer no buffer by themselves: those that are arguments, elements or
+values go apart too, not what is deeper inside. What has no large buffer is a plain pickle, which begins with 0x80.
 
     u8 MAGIC, 3 bytes 0, u32 n | n + 1 times u64 length, top bit: read-only | pickle | n buffers
 
@@ -14,23 +15,40 @@ import pickle
 import struct
 from typing import Any, Final
 
-from daskqueue.wire.pickles import dumps
+from daskqueue.wire.pickles import APART_BYTES, dumps
 
 __all__ = ["pack", "unpack"]
 
 _MAGIC: Final = 0xDB
 _HEAD: Final = struct.Struct("<B3xI")
 _READ_ONLY: Final = 1 << 63
+_FEW: Final = 64  # elements of a block of large ones; to look at all of many small ones would cost more than it saves
 
 
 def pack(obj: object) -> bytes:
     """`obj` in bytes, for `unpack`; raises what `dumps` raises."""
     apart: list[memoryview] = []
-    data = dumps(obj, apart)
+    data = dumps(_offered(obj), apart)
     if not apart:
         return data
     lengths = [len(data), *(view.nbytes | (_READ_ONLY if view.readonly else 0) for view in apart)]
     return b"".join([_HEAD.pack(_MAGIC, len(apart)), struct.pack(f"<{len(lengths)}Q", *lengths), data, *apart])
+
+
+def _offered(obj: object) -> object:
+    """`obj`, with a buffer for each of its large `bytes`, which come back as `bytes`.
+
+    Not if something is in it twice, which pickle writes once.
+    """
+    if (type(obj) is tuple or type(obj) is list) and len(obj) <= _FEW:
+        for each in obj:
+            if type(each) is bytes and len(each) >= APART_BYTES:
+                return obj if len(set(map(id, obj))) < len(obj) else type(obj)(map(_offer, obj))
+    return obj
+
+
+def _offer(each: object) -> object:
+    return pickle.PickleBuffer(each) if type(each) is bytes and len(each) >= APART_BYTES else each
 
 
 def unpack(data: bytes | bytearray | memoryview) -> Any:

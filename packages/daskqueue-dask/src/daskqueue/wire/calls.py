@@ -131,7 +131,7 @@ def encode_values(values: list[Any], *, mend: Callable[[], None] | None = None) 
 def _dump_verified(values: list[Any]) -> bytes | BaseException:
     try:
         data = pack(values)
-        if has_globals(data) and len(data) <= VERIFY_BYTES_MAX:
+        if len(data) <= VERIFY_BYTES_MAX and has_globals(data):
             unpack(data)
     except BaseException as error:  # an object's __reduce__ may raise anything, and must harm no other
         return error
