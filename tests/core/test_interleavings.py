@@ -442,8 +442,9 @@ class Second:
         return self.second or 2
 
 
-def test_i06_one_answer_for_what_became_this_and_that_elsewhere() -> None:
+def test_i06_one_answer_for_what_became_this_and_that_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 that ran, 5 became something else meanwhile: the late answer counts for what has not ended."""
+    monkeypatch.setattr(Pacer, "prefetch_after", lambda *_: 0.0)  # so that the answer goes alone
     cluster = build(1, ttl_s=5.0)
     a = cluster.workers[1]
     train(a, FAST_S)

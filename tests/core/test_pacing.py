@@ -90,11 +90,12 @@ def test_the_last_64_functions_are_known() -> None:
 
 
 def test_the_next_lease_is_fetched_just_before_the_end() -> None:
-    """At once for a run under 22 ms, 22 ms before the end of a longer one, not at all beside a long one."""
+    """At once for a run under 22 ms, 22 ms before the end of a longer one, not beside a long or a very short one."""
     pacer = timed(0.001)
     assert pacer.prefetch_after(b"f", 9) == 0.0
     assert pacer.prefetch_after(b"f", 25) == pytest.approx(0.003)
     assert pacer.prefetch_after(b"f", 200) is None
+    assert timed(0.00001).prefetch_after(b"f", 19) is None
 
 
 def test_large_results_make_short_leases() -> None:

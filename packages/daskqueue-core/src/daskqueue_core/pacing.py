@@ -15,6 +15,7 @@ __all__ = ["CAP", "FUNCTIONS", "OVERSTAY_FACTOR", "OVERSTAY_S", "PREFETCH_S", "R
 
 TARGET_S: Final = 0.050
 PREFETCH_S: Final = 0.022  # before its end: a busy thread yields to the event loop only every 5 ms, four times a lease
+PREFETCH_LEAST_S: Final = 0.0002  # what runs shorter than that is over before there is an answer
 OVERSTAY_FACTOR: Final = 4.0
 OVERSTAY_S: Final = 0.1
 CAP: Final = 32_000
@@ -68,10 +69,11 @@ class Pacer:
     def prefetch_after(self, function: bytes, count: int) -> float | None:
         """Seconds into a run of `count` messages after which the next lease may be fetched; None: not while it runs.
 
-        Just before its end, so that little waits behind it if it takes longer. A long run can afford a round trip.
+        Just before its end, so that little waits behind it if it takes longer. A long run can afford a round trip, and
+        the request after a very short one takes its report along.
         """
         estimate = self.estimate(function, count)
-        if estimate is None or estimate > OVERSTAY_S:
+        if estimate is None or not PREFETCH_LEAST_S <= estimate <= OVERSTAY_S:
             return None
         return max(0.0, estimate - PREFETCH_S)
 
