@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,7 @@ from daskqueue.worker.runners import Job, JobOptions
 from daskqueue.worker.slots import Slots
 from daskqueue.worker.task_executor import TaskExecutor
 from daskqueue.worker.user_object import UserObject
+from daskqueue.worker.waiting import resolve
 from daskqueue_core.batch import Kind, Part, Run
 from daskqueue_core.outcomes import Report
 from daskqueue_core.pacing import Pacer
@@ -76,6 +78,7 @@ class ConsumerActor:
         self._starting: asyncio.Task[None] | None = None
         self.is_stopping = False
         self._ending: asyncio.Task[None] | None = None
+        self._something_ended: asyncio.Future[None] = self._loop.create_future()
 
     # -- life
 
@@ -119,9 +122,9 @@ class ConsumerActor:
             await asyncio.wait([self._starting])
         while self._slots.running() or self._reporter or any(task is not me for task in self._tasks):
             self.pump()
+            self._something_ended = self._loop.create_future()
             others = [task for task in self._tasks if task is not me]
-            if others:
-                await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*others, self._something_ended], return_when=asyncio.FIRST_COMPLETED)
         await self.user.tear_down()
         self._executor.close()
 
@@ -212,15 +215,13 @@ class ConsumerActor:
     def _run(self, chunk: Chunk) -> None:
         """Begin a chunk that has a slot, on the private loop or in a thread that goes on with what waits then."""
         self._begun(chunk)
-        loop = asyncio.get_running_loop()
-        running: asyncio.Future[Any]
         if chunk.is_async:
             running = asyncio.wrap_future(self._node.async_loop.submit(chunk.run_async()))
             running.add_done_callback(partial(self._ran_async, chunk))
-        else:
-            running = asyncio.ensure_future(loop.run_in_executor(self._executor.executor, self._work, chunk, loop))
-            running.add_done_callback(partial(self._worked, chunk))
-        self._tasks.add(running)
+            self._tasks.add(running)
+        else:  # not `run_in_executor`, which would wake the event loop a second time
+            thread = self._executor.executor.submit(self._work, chunk)
+            thread.add_done_callback(partial(self._worked, chunk))
 
     def _begun(self, chunk: Chunk) -> None:
         """Watch a chunk that runs."""
@@ -233,7 +234,7 @@ class ConsumerActor:
         patience = self._pacer.overstay_after(chunk.function, chunk.count)
         chunk.timer = loop.call_later(patience, self._overstayed, chunk)
 
-    def _work(self, chunk: Chunk, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self, chunk: Chunk) -> None:
         """In a thread: run `chunk`, and then what waits for a slot, one after the other."""
         following: Chunk | None = chunk
         while following is not None:
@@ -243,13 +244,14 @@ class ConsumerActor:
             except BaseException as error:  # not a task's: those are in its reports
                 reports = chunk.fail(error)
             following = self._slots.next_after(chunk)
-            loop.call_soon_threadsafe(self._ran, chunk, reports, following)
+            self._loop.call_soon_threadsafe(self._ran, chunk, reports, following)
 
-    def _worked(self, chunk: Chunk, running: asyncio.Future[None]) -> None:
-        """A thread has nothing more to run, or never began with `chunk`: its executor was shut down."""
-        self._tasks.discard(running)
-        if running.cancelled() or running.exception() is not None:
-            self._ran(chunk, chunk.fail(asyncio.CancelledError() if running.cancelled() else running.exception()))
+    def _worked(self, chunk: Chunk, thread: Future[None]) -> None:
+        """In a thread, which has nothing more to run, or never began with `chunk`: its executor was shut down."""
+        if thread.cancelled() or thread.exception() is not None:
+            error = asyncio.CancelledError() if thread.cancelled() else thread.exception()
+            with suppress(RuntimeError):  # the event loop is closed: the worker is gone
+                self._loop.call_soon_threadsafe(self._ran, chunk, chunk.fail(error))
 
     def _ran_async(self, chunk: Chunk, running: asyncio.Future[list[Report]]) -> None:
         self._tasks.discard(running)
@@ -266,6 +268,7 @@ class ConsumerActor:
     def _ran(self, chunk: Chunk, reports: list[Report], following: Chunk | None = None) -> None:
         """`chunk` has ended, and its thread goes on with `following`."""
         self._slots.ended(chunk)
+        resolve(self._something_ended)
         chunk.stop_timers()
         if chunk.executed:
             self._pacer.observe(chunk.function, chunk.executed, chunk.seconds, chunk.nbytes)
