@@ -81,8 +81,12 @@ class Route:
 
 
 def new_connection_pool(connection_args: dict[str, Any]) -> ConnectionPool:
-    """A pool of our own: Dask's retries a refused connection for 30 s, and long polls would fill it."""
-    return ConnectionPool(limit=2048, timeout=CONNECT_TIMEOUT_S, connection_args=connection_args)
+    """A pool of our own: Dask's retries a refused connection for 30 s, and long polls would fill it.
+
+    Nothing is offloaded to a thread: what is large in our messages are frames, which are not copied, and to find out
+    how large a message is Dask looks at all its fields, which takes as long as all the rest of writing it.
+    """
+    return ConnectionPool(limit=2048, timeout=CONNECT_TIMEOUT_S, connection_args=connection_args, allow_offload=False)
 
 
 class Link:

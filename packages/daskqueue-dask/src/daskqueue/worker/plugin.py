@@ -140,6 +140,7 @@ class DaskQueueWorker(WorkerPlugin):
     async def handle(self, comm: Any, do: str, uuid: str | None = None, **message: Any) -> Any:
         """The one handler: operations on queues by uuid, orders of the directory and of other hosts without."""
         if uuid is not None:
+            comm.allow_offload = False  # as `new_connection_pool`
             return await self.host.handle(do, uuid, message.pop("epoch"), message, lambda: not comm.closed())
         order = getattr(self, f"order_{do}", None)
         if order is None:
