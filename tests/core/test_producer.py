@@ -257,6 +257,31 @@ def test_outcomes_go_to_their_sink(stream: ProducerStream) -> None:
     assert (news.shift, news.runs, stream.pending) == (100, ((0, 2),), 0)
 
 
+def test_which_puts_are_alone(stream: ProducerStream) -> None:
+    """Those of one batch whose outcomes are all that is awaited."""
+    known(stream)
+    stream.offer(calls(0))
+    first = put(stream)
+    assert stream.is_alone(first)
+    stream.offer(calls(1))
+    second = put(stream)
+    assert not stream.is_alone(first)
+    assert not stream.is_alone(second)
+    stream.accepted(first)
+    stream.receive(answer(Outcome(0, 0, 1)))
+    assert stream.is_alone(second)
+    stream.accepted(second)
+    stream.offer(items(1))
+    assert not stream.is_alone(put(stream))
+
+
+def test_the_cursor_never_goes_back(stream: ProducerStream) -> None:
+    """Answers may overtake each other; another epoch counts anew."""
+    for cursor, after in (("a", 5), ("a", 5)), (("a", 3), ("a", 5)), (("b", 1), ("b", 1)):
+        stream.receive(Outcomes(cursor, ()))
+        assert stream.cursor == after
+
+
 def test_receiving_moves_the_cursor(stream: ProducerStream) -> None:
     """The next poll acknowledges."""
     assert stream.cursor is None

@@ -11,7 +11,8 @@ from daskqueue.worker import queue_actor
 from daskqueue.worker.queue_actor import QueueActor
 from daskqueue_core.batch import Batch, Keep
 from daskqueue_core.ledger import Early
-from daskqueue_core.queue import Accepted, Demand
+from daskqueue_core.outcomes import Cursor, Outcomes, Report
+from daskqueue_core.queue import Accepted, Demand, PutAnswer
 
 T = TypeVar("T")
 LONG = 60.0  # seconds nobody waits: what is awaited comes, or the test's time limit ends it
@@ -256,6 +257,117 @@ def test_a_newer_poll_replaces_an_older() -> None:
         await actor.admit(calls(0))
         await actor.cancel([(0, 1)])
         assert len((await newer).outcomes) == 1
+
+    run(test)
+
+
+async def ran_alone(
+    actor: QueueActor, number: int, cursor: Cursor | None = None, values: bytes = b"values"
+) -> tuple[PutAnswer, Outcomes | None]:
+    """Put one call of client 1, lease it and report `values`: the answer to the put."""
+    put = await started(actor.admit_alone(calls(number), client=1, cursor=cursor, producer=7, number=number, wait=LONG))
+    lease = await actor.lease(1)
+    assert lease is not None
+    [seq] = lease.ids
+    await actor.settle(lease.id, [Report(seq, seq + 1, values)])
+    return await put
+
+
+def test_the_outcomes_of_a_put_that_is_alone_come_with_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The poll waits on beside it, for what comes later; the next put acknowledges them."""
+    monkeypatch.setattr(queue_actor, "SOON_S", LONG)
+    monkeypatch.setattr(queue_actor, "REMIND_S", LONG)
+
+    async def test(actor: QueueActor) -> None:
+        poll = await started(actor.poll(1, wait=LONG))
+        cursor = None
+        for number in range(3):
+            accepted, outcomes = await ran_alone(actor, number, cursor)
+            assert accepted == Accepted(number, 1)
+            assert outcomes is not None
+            assert [outcome.first for outcome in outcomes.outcomes] == [number]
+            cursor = outcomes.cursor
+            assert not poll.done()
+        await actor.admit(calls(3))
+        await actor.cancel([(3, 4)])
+        assert [outcome.first for outcome in (await poll).outcomes] == [2, 3]  # it acknowledges nothing
+
+    run(test)
+
+
+def test_a_put_that_is_alone_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer was lost: the same once more."""
+    monkeypatch.setattr(queue_actor, "SOON_S", LONG)
+
+    async def test(actor: QueueActor) -> None:
+        answer = await ran_alone(actor, 0)
+        assert await actor.admit_alone(calls(0), client=1, cursor=None, producer=7, number=0) == answer
+
+    run(test)
+
+
+def test_whoever_read_with_an_answer_and_was_silent_is_reminded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its poll, the next of which acknowledges."""
+    monkeypatch.setattr(queue_actor, "SOON_S", LONG)
+    monkeypatch.setattr(queue_actor, "REMIND_S", 0.0)
+
+    async def test(actor: QueueActor) -> None:
+        poll = await started(actor.poll(1, wait=LONG))
+        _, outcomes = await ran_alone(actor, 0)
+        assert (await poll) == outcomes
+
+    run(test)
+
+
+def test_a_put_that_is_alone_waits_only_so_long() -> None:
+    """Later outcomes come by the poll, which was there before."""
+
+    async def test(actor: QueueActor) -> None:
+        poll = await started(actor.poll(1, wait=LONG))
+        assert await actor.admit_alone(calls(0), client=1, cursor=None, producer=7, number=0) == (Accepted(0, 1), None)
+        assert not poll.done()
+        await actor.cancel([(0, 1)])
+        assert len((await poll).outcomes) == 1
+
+    run(test)
+
+
+def test_large_outcomes_come_by_the_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They might have to travel twice."""
+    monkeypatch.setattr(queue_actor, "SOON_S", LONG)
+    monkeypatch.setattr(queue_actor, "REMIND_S", 0.0)
+
+    async def test(actor: QueueActor) -> None:
+        poll = await started(actor.poll(1, wait=LONG))
+        assert await ran_alone(actor, 0, values=bytes(100_000)) == (Accepted(0, 1), None)
+        assert len((await poll).outcomes) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["poll", "cancel", "close"])
+def test_what_comes_between_a_put_and_its_outcomes(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A newer poll, the end of the caller or that of the queue: no poll is forgotten."""
+    monkeypatch.setattr(queue_actor, "SOON_S", LONG)
+    monkeypatch.setattr(queue_actor, "REMIND_S", 0.0)
+
+    async def test(actor: QueueActor) -> None:
+        poll = await started(actor.poll(1, wait=LONG))
+        put = await started(actor.admit_alone(calls(0), client=1, cursor=None, producer=7, number=0))
+        if how == "poll":
+            newer = await started(actor.poll(1, wait=LONG))
+            assert await put == (Accepted(0, 1), None)
+            assert (await poll).outcomes == ()
+            poll = newer
+        elif how == "cancel":
+            put.cancel()
+            await asyncio.wait([put])
+        else:
+            await actor.close()
+            assert (await poll).outcomes == ()
+            return
+        await actor.cancel([(0, 1)])
+        assert len((await poll).outcomes) == 1
 
     run(test)
 

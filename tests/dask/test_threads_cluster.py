@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from distributed import Client, LocalCluster
 
 from daskqueue import ConsumerBaseClass, ConsumerPool, QueueExecutor, QueuePool
+from daskqueue.wire import nested
+from daskqueue.wire.link import Link, Route
 from daskqueue.wire.operations import INLINE_BYTES
+from daskqueue.worker import queue_actor
 
 LIMIT = 60
 LARGE = b"x" * (2 * INLINE_BYTES)
@@ -74,6 +78,37 @@ def test_kept_ones(threads: Client) -> None:
         pool.join(timeout=LIMIT)
         assert pool.results() == {good.key: LARGE}
         assert list(pool.failures()) == [bad.key] == [letter.key for letter in pool.dead_letters()]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each operation was asked of a queue; a put that is alone waits as long as it takes."""
+    ops: Counter[str] = Counter()
+    call = Link.call
+
+    async def counted(link: Link, route: Route, index: int, op: str, **arguments: Any) -> Any:
+        ops[op] += 1
+        return await call(link, route, index, op, **arguments)
+
+    monkeypatch.setattr(Link, "call", counted)
+    monkeypatch.setattr(queue_actor, "SOON_S", 10 * LIMIT)
+    monkeypatch.setattr(queue_actor, "REMIND_S", 10 * LIMIT)
+    return ops
+
+
+def test_tasks_one_by_one_need_no_poll(threads: Client, asked: Counter[str]) -> None:
+    """Their outcomes come with the answers to their puts."""
+    with QueuePool(threads) as pool, ConsumerPool(threads, pool):
+        assert [pool.submit(fill, 0).result(LIMIT) for _ in range(10)] == [b""] * 10
+        assert (asked["admit_alone"], asked["admit"], asked["poll"]) == (10, 0, 1)
+
+
+def test_who_is_flushed_when_a_task_ends_waits_for_no_outcomes(threads: Client, asked: Counter[str]) -> None:
+    """The task would keep its slot meanwhile, which the other may need."""
+    with QueuePool(threads) as pool, ConsumerPool(threads, pool):
+        nested.register(pool._connection)
+        assert pool.submit(fill, 0).result(LIMIT) == b""
+        assert (asked["admit_alone"], asked["admit"]) == (0, 1)
 
 
 def test_a_queue_moves(victims: Any, eventually: Callable[..., Any]) -> None:

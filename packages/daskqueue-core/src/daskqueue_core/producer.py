@@ -141,6 +141,12 @@ class ProducerStream:
         """Whether everything offered was accepted."""
         return not self._offered and not self._unanswered
 
+    def is_alone(self, put: PutRequest) -> bool:
+        """Whether nothing is awaited but the answer to `put` and the outcomes of its one batch."""
+        if len(self._pending) != 1 or len(self._unanswered) != 1 or len(put.batches) != 1:
+            return False
+        return put.batches[0].keep != Keep.NONE
+
     @property
     def pending(self) -> int:
         """Batches without all their outcomes."""
@@ -278,8 +284,12 @@ class ProducerStream:
     # -- what comes back
 
     def receive(self, answer: Outcomes) -> list[Delivery]:
-        """Outcomes arrived. Returns what is news, and moves the cursor, which acknowledges them with the next poll."""
-        self.cursor = answer.cursor
+        """Outcomes arrived. Returns what is news, and moves the cursor, which acknowledges them with the next poll.
+
+        Answers may overtake each other: in one epoch the cursor never goes back.
+        """
+        if self.cursor is None or self.cursor[0] != answer.cursor[0] or self.cursor[1] < answer.cursor[1]:
+            self.cursor = answer.cursor
         return self.absorb(answer.outcomes)
 
     def absorb(self, outcomes: Iterable[Outcome]) -> list[Delivery]:

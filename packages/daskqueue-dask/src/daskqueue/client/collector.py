@@ -1,7 +1,8 @@
 """The stream in: one long poll for each queue, whose cursor acknowledges what came before.
 
-Outcomes go to their sinks, and to whoever asked for a task by key; those of *keep* tasks are also remembered, so that
-they can be read again when their queue was lost. Everything here runs on the client's event loop.
+What comes at once, of a put without neighbours, comes with the answer to it (`submitter`). All go to their sinks and to
+whoever asked for a task by key; those of *keep* tasks are also remembered, so that they can be read again when their
+queue was lost. Everything here runs on the client's event loop.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Collector:
                 return
             if stream.uuid != uuid:  # replaced meanwhile: what it says is about another life
                 continue
-            self._deliver(stream, answer)
+            self.deliver(stream, answer)
             if not answer.outcomes and stream.pending:
                 self._owner.checkup.waited_in_vain()
             del answer  # the next poll may take long: nothing is held meanwhile
@@ -101,10 +102,11 @@ class Collector:
                 return
             if stream.uuid != uuid:
                 return
-            self._deliver(stream, answer)
+            self.deliver(stream, answer)
             full = sum(outcome.nbytes for outcome in answer.outcomes) >= REPLY_BYTES
 
-    def _deliver(self, stream: ProducerStream, answer: Outcomes) -> None:
+    def deliver(self, stream: ProducerStream, answer: Outcomes) -> None:
+        """Give outcomes to who waits for them."""
         self._owner.finder.take(answer.outcomes)
         for delivery in stream.receive(answer):
             self._owner.memory.ended(stream.uuid, delivery.outcome, keeps=delivery.sink.keeps)

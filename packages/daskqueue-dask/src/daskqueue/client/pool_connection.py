@@ -34,7 +34,7 @@ from daskqueue_core.balancer import RoundRobin
 from daskqueue_core.batch import Batch, Keep, Kind, OnDuplicate
 from daskqueue_core.errors import DaskQueueError, DuplicateKey, PoolClosed, QueueLost
 from daskqueue_core.joining import JoinRounds
-from daskqueue_core.outcomes import Outcome
+from daskqueue_core.outcomes import Outcome, Outcomes
 from daskqueue_core.producer import LostBatch, ProducerStream
 from daskqueue_core.protocols import Accepted
 from daskqueue_core.retry import RetryPolicy
@@ -161,6 +161,10 @@ class PoolConnection:
             raise
         self.streams[index].items_accepted += answer.count
         return answer
+
+    def deliver(self, index: int, outcomes: Outcomes) -> None:
+        """Queue `index` has answered a put with its outcomes."""
+        self.collector.deliver(self.streams[index], outcomes)
 
     # -- losses
 

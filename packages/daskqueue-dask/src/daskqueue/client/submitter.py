@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Container, Sequence
 from concurrent.futures import CancelledError
 from queue import Full as QueueFull
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from daskqueue.client.futures import FutureSink, Home, KeyedFuture, Sink, TaskFuture
 from daskqueue.client.gathering import BATCH_CALLS, Call, gather
 from daskqueue.client.session import Session
 from daskqueue.client.task_options import Terms
 from daskqueue.utils import logger
+from daskqueue.wire import nested
 from daskqueue.wire.functions import EncodedFunction
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, RemoteFailure, Route, SchedulerGone
 from daskqueue.wire.storage_errors import storage_error
@@ -29,8 +30,9 @@ from daskqueue_core.balancer import RoundRobin
 from daskqueue_core.batch import Batch
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.ledger import Early
+from daskqueue_core.outcomes import Outcomes
 from daskqueue_core.producer import ProducerStream, PutRequest
-from daskqueue_core.queue import Accepted, Full
+from daskqueue_core.queue import Accepted, Full, PutAnswer
 from daskqueue_storage.errors import DiskFullError
 
 __all__ = ["ROOM_WAIT_S", "Owner", "Submitter", "most_in_a_put"]
@@ -52,6 +54,9 @@ class Owner(Home, Protocol):
     async def replaced(self, index: int) -> None:
         """Queue `index` has another life; returns when its stream speaks for it, or is to be asked again."""
         raise NotImplementedError
+
+    def deliver(self, index: int, outcomes: Outcomes) -> None:
+        """Queue `index` has answered a put with its outcomes."""
 
     def over(self, error: BaseException) -> None:
         """Nothing more will come of this pool."""
@@ -228,16 +233,7 @@ class Submitter:
         try:
             while True:
                 try:
-                    answer = await self._link.call(
-                        self._route,
-                        index,
-                        "admit",
-                        uuid=uuid,
-                        batches=put.batches,
-                        producer=put.producer,
-                        number=put.number,
-                        wait=self._wait_for_room_s,
-                    )
+                    answer, outcomes = await self._admit(index, uuid, put)
                 except RemoteFailure as failure:
                     if failure.kind != DiskFullError.__name__:
                         raise
@@ -261,9 +257,31 @@ class Submitter:
         if isinstance(answer, Accepted):
             if stream.accepted(put):
                 self._done(put)
+                if outcomes is not None:
+                    self._owner.deliver(index, outcomes)
         else:
             stream.unknown(put)
         self.go_on()
+
+    async def _admit(self, index: int, uuid: str, put: PutRequest) -> tuple[PutAnswer, Outcomes | None]:
+        """Send a put, which is answered a little later if nothing else is awaited: then its outcomes may come along.
+
+        Not in a task, whose end would wait for that answer.
+        """
+        terms: dict[str, Any] = {
+            "uuid": uuid,
+            "batches": put.batches,
+            "producer": put.producer,
+            "number": put.number,
+            "wait": self._wait_for_room_s,
+        }
+        stream = self._streams[index]
+        if not stream.is_alone(put) or nested.is_registered(self._owner):
+            return await self._link.call(self._route, index, "admit", **terms), None
+        hear: dict[str, Any] = {"client": self._session.id, "cursor": stream.cursor}
+        answer: tuple[PutAnswer, Outcomes | None]
+        answer = await self._link.call(self._route, index, "admit_alone", **hear, **terms)
+        return answer
 
     def go_on(self) -> None:
         """Something was answered or lost: send what may follow, and tell who waits for everything to be accepted."""

@@ -41,6 +41,11 @@ def register(flushable: Flushable) -> None:
     _registered.add(flushable)
 
 
+def is_registered(flushable: object) -> bool:
+    """Whether tasks wait for it when they end."""
+    return flushable in _registered
+
+
 @contextmanager
 def task() -> Iterator[None]:
     """What runs here is a task, and what it starts."""

@@ -30,7 +30,7 @@ from daskqueue_core.stats import QueueStats
 
 __all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "METRIC", "OK", "PROTOCOL", "REFUSED", "Codec"]
 
-PROTOCOL: Final = 5
+PROTOCOL: Final = 6
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
 
 HANDLER: Final = "daskqueue"
@@ -98,6 +98,14 @@ def _unpack_put_answer(message: Any) -> PutAnswer:
     if message[0] == "full":
         return Full(message[1])
     return UnknownProducer() if message == "unknown" else Accepted(*message)
+
+
+def _pack_lone_answer(answer: tuple[PutAnswer, Outcomes | None]) -> Any:
+    return [_pack_put_answer(answer[0]), None if answer[1] is None else _pack_outcomes(answer[1])]
+
+
+def _unpack_lone_answer(message: Any) -> tuple[PutAnswer, Outcomes | None]:
+    return _unpack_put_answer(message[0]), None if message[1] is None else _unpack_outcomes(message[1])
 
 
 def _pack_reports(reports: Iterable[tuple[int, Iterable[Report]]]) -> Any:
@@ -174,6 +182,9 @@ def _pack_recovery(recovery: Recovery | None) -> Any:
 CODECS: Final[dict[str, Codec]] = {
     "admit": Codec(
         _field("batches", _pack_batches), _field("batches", _unpack_batches), _pack_put_answer, _unpack_put_answer
+    ),
+    "admit_alone": Codec(
+        _field("batches", _pack_batches), _field("batches", _unpack_batches), _pack_lone_answer, _unpack_lone_answer
     ),
     "poll": Codec(_same, _same, _pack_outcomes, _unpack_outcomes),
     "lease": Codec(_pack_lease_request, _unpack_lease_request, _pack_lease, _unpack_lease),

@@ -24,7 +24,7 @@ from typing import Final
 from daskqueue.wire.clock import edge_clock
 from daskqueue.wire.moving import APART_BYTES, MovingQueue
 from daskqueue.worker.queue_administration import QueueAdministration
-from daskqueue.worker.waiting import Alive, LeaseRequest, Turns, resolve, wait_for
+from daskqueue.worker.waiting import Alive, LeaseRequest, Polls, Turns, resolve, wait_for
 from daskqueue_core.batch import Batch, Buffer, Kind, Run
 from daskqueue_core.joining import JoinState
 from daskqueue_core.ledger import Early
@@ -40,6 +40,9 @@ RESUBMIT_GRACE_S: Final = 10.0
 REFUSED: Final = 1000
 ABSENT_S: Final = 30.0  # who did not ask for so long serves this queue no more: a parked request is renewed after 20 s
 RESTART_S: Final = 15.0  # a nanny may take to replace a lost worker
+SOON_S: Final = 0.002  # that a put without neighbours waits for its outcomes
+SOON_BYTES: Final = 65_536
+REMIND_S: Final = 0.1
 
 
 class QueueActor(QueueAdministration):
@@ -65,7 +68,8 @@ class QueueActor(QueueAdministration):
         self._refused: set[int] = set()  # producers whose next put was refused and has not come again
         self._early = Turns()
         self._parked: deque[LeaseRequest] = deque()
-        self._polls: dict[int, asyncio.Future[None]] = {}
+        self._polls = Polls(self._has_news)
+        self._reminder: asyncio.TimerHandle | None = None
         self._joins: dict[asyncio.Future[None], Collection[int]] = {}  # with the kinds they wait for
         self._line: dict[object, asyncio.Future[None]] = {}  # puts that wait for room, in the order they came
         self._asked_at: dict[str, float] = {}  # who asked for work last, and when
@@ -130,6 +134,39 @@ class QueueActor(QueueAdministration):
         self._wake()
         return answer
 
+    async def admit_alone(
+        self,
+        batches: Sequence[Batch],
+        *,
+        client: int,
+        cursor: Cursor | None,
+        producer: int,
+        number: int,
+        wait: float = 0.0,
+    ) -> tuple[PutAnswer, Outcomes | None]:
+        """As `admit`, for a client that awaits nothing else: with the outcomes, if they take no longer than `SOON_S`.
+
+        So a short task costs one message there and one back. They are acknowledged as those of a poll are.
+        """
+        self.queue.poll(client, cursor, 0)  # first: nobody is to be woken for what it has read
+        answer = await self.admit(batches, producer=producer, number=number, wait=wait)
+        return answer, await self._soon(client, cursor) if isinstance(answer, Accepted) else None
+
+    async def _soon(self, client: int, cursor: Cursor | None) -> Outcomes | None:
+        """What `client` can read soon, if that is little. Its poll waits on, to remind it if no put follows."""
+        try:
+            await self._polls.wait_beside(client, SOON_S)
+        finally:
+            if self._reminder is None:
+                self._reminder = asyncio.get_running_loop().call_later(REMIND_S, self._remind)
+        outcomes = self.queue.poll(client, cursor, SOON_BYTES)
+        return outcomes if 0 < sum(outcome.nbytes for outcome in outcomes.outcomes) <= SOON_BYTES else None
+
+    def _remind(self) -> None:
+        """Who has something to read, or read it with the answer to a put and was silent since, hears by its poll."""
+        self._reminder = None
+        self._wake()
+
     async def _admit(self, batches: Sequence[Batch], producer: int | None, number: int) -> PutAnswer:
         return self.queue.admit(batches, producer=producer, number=number)
 
@@ -187,22 +224,9 @@ class QueueActor(QueueAdministration):
         answer = self.queue.poll(client, cursor, *limit)
         self._wake()  # what was acknowledged made room
         if not answer.outcomes and wait > 0:
-            await self._await_news(client, wait)
+            await self._polls.wait(client, wait)
             answer = self.queue.poll(client, cursor, *limit)
         return answer
-
-    async def _await_news(self, client: int, wait: float) -> None:
-        """Wait up to `wait` seconds until `client` has something to read. Its older poll waits no more."""
-        older = self._polls.pop(client, None)
-        if older is not None:
-            resolve(older)
-        news = self._polls[client] = asyncio.get_running_loop().create_future()
-        try:
-            if not self._has_news(client):  # some may have come while we were answered
-                await wait_for(news, wait)
-        finally:
-            if self._polls.get(client) is news:
-                del self._polls[client]
 
     # -- consumer
 
@@ -360,7 +384,8 @@ class QueueActor(QueueAdministration):
         for parked in self._parked:
             resolve(parked.answer)
         self._early.end_all()
-        for waiting in (*self._polls.values(), *self._joins, *self._line.values()):
+        self._polls.end_all()
+        for waiting in (*self._joins, *self._line.values()):
             resolve(waiting)
 
     def is_left_alone(self, owner: str) -> bool:
@@ -398,10 +423,7 @@ class QueueActor(QueueAdministration):
             return
         if self._parked and self._ready():
             self._grant_parked()
-        if self._polls:
-            for client, news in self._polls.items():
-                if self._has_news(client):
-                    resolve(news)
+        self._polls.wake()
         if room:
             self._wake_line()
         for quiet, kinds in self._joins.items():

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from daskqueue_core.queue import Demand, Lease
 
-__all__ = ["Alive", "LeaseRequest", "Turns", "resolve", "wait_for"]
+__all__ = ["Alive", "LeaseRequest", "Polls", "Turns", "resolve", "wait_for"]
 
 Alive = Callable[[], bool]
 T = TypeVar("T")
@@ -60,6 +60,55 @@ class LeaseRequest:
     def is_over(self) -> bool:
         """Whether its caller cannot be answered any more, or has been."""
         return self.answer.done() or (self.alive is not None and not self.alive())
+
+
+class Polls:
+    """Clients that wait for something to read, one call each. `has_news` says of a client whether there is."""
+
+    def __init__(self, has_news: Callable[[int], bool]) -> None:
+        self._has_news = has_news
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._ended = False
+
+    async def wait(self, client: int, seconds: float) -> None:
+        """Wait up to so many seconds for news. An older call of that client waits no more."""
+        older = self._waiting.pop(client, None)
+        if older is not None:
+            resolve(older)
+        await self._wait(client, seconds)
+
+    async def wait_beside(self, client: int, seconds: float) -> None:
+        """As `wait`, but an older call waits on, and does not hear of what comes meanwhile."""
+        older = self._waiting.pop(client, None)
+        try:
+            await self._wait(client, seconds)
+        finally:
+            if older is not None and not older.done():
+                if self._ended or client in self._waiting:
+                    resolve(older)
+                else:
+                    self._waiting[client] = older
+
+    async def _wait(self, client: int, seconds: float) -> None:
+        news = self._waiting[client] = asyncio.get_running_loop().create_future()
+        try:
+            if not self._has_news(client):  # some may have come while we were answered
+                await wait_for(news, seconds)
+        finally:
+            if self._waiting.get(client) is news:
+                del self._waiting[client]
+
+    def wake(self) -> None:
+        """Something has changed: those who have news now go on."""
+        for client, news in self._waiting.items():
+            if self._has_news(client):
+                resolve(news)
+
+    def end_all(self) -> None:
+        """Let everybody go."""
+        self._ended = True
+        for news in self._waiting.values():
+            resolve(news)
 
 
 class Turns:
