@@ -300,11 +300,19 @@ def test_no_permission(tmp_path: Path, capsys: pytest.CaptureFixture[str], comma
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
-def test_writable_by_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a real disk."""
-    DurableQueue(tmp_path / "queue").close()
-    (tmp_path / "queue").chmod(0o777)
-    assert main(["dead", str(tmp_path / "queue")]) == 2
+def test_writable_by_others(open_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a real disk, by a user who is not root."""
+    DurableQueue(open_path / "queue").close()
+    (open_path / "queue").chmod(0o777)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.chown(open_path / "queue", NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    try:
+        assert main(["dead", str(open_path / "queue")]) == 2
+    finally:
+        if is_root:
+            os.seteuid(0)
     assert "may be written by others (mode 0777)" in capsys.readouterr().err
 
 

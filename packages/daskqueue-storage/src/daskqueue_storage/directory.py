@@ -108,13 +108,15 @@ def highest_epoch(files: Files, root: str) -> int:
 
 
 def check_safe(files: Files, root: str) -> None:
-    """Refuse a directory in which another user may write."""
+    """Refuse a directory in which another user may write. Root is the exception: it takes what it is given."""
     found = files.stat(root)
     user = files.identity().user
     if found is None:
         return
     if not found.is_dir:
         raise NotAQueue(root, "it is a file")
+    if user == 0:
+        return
     if found.uid != user:
         raise UnsafeDirectory(root, f"belongs to user {found.uid}, this process runs as {user}")
     if found.mode & 0o022:

@@ -46,8 +46,8 @@ def pool_in(dirpath: str, n_queues: int | None, storage: Mapping[str, Any]) -> P
     `storage`: how its queues are opened. Raises what the store says: `AccessError`, `UnsafeDirectory`, `NotAQueue` ...
     """
     with refusals(dirpath):
-        if os.path.isdir(dirpath) and os.geteuid() and not storage["allow_shared"]:
-            check_safe(OsFiles(), dirpath)  # others could put a queue of theirs there; root takes what it is given
+        if os.path.isdir(dirpath) and not storage["allow_shared"]:
+            check_safe(OsFiles(), dirpath)  # others could put a queue of theirs there
         return find_pool(dirpath) if n_queues is None else prepare_pool(dirpath, n_queues, storage)
 
 
