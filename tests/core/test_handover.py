@@ -61,7 +61,7 @@ def everything(queue: TransientQueue) -> dict[str, Any]:
             client: (box.read_at, box.items(), box.nbytes, box.read(1 << 60).outcomes)
             for client, box in mail._outboxes.items()
         },
-        "followers": {seq: list(followers) for seq, followers in mail._followers.items()},
+        "followers": {seq: list(followers) for seq, followers in mail.followers.items()},
         "names": {client: [queue._names.find(client, n) for n in range(above)] for client, above in clients.items()},
         "given": clients,
         "entries": {

@@ -106,6 +106,51 @@ class Desk:
 # -- the life of a message
 
 
+def test_what_asks_for_nothing_is_decided_the_short_way() -> None:
+    """A put without options is the same event; the next message is, where nothing is in the way of it."""
+    desk = Desk(2)
+    ledger = desk.ledger
+    for route in (0, 3):
+        assert ledger.decide_plain_put(5, 7, route) == ledger.decide_put(5, 7, route=route)
+    event = ledger.decide_next("a", 7, 100, True)
+    assert event == ledger.decide_lease(1, "a", 7, 100, once=True) == Delivered(7, ((0, 1),), 1, "a", True, 107)
+    desk.do(event)
+    assert ledger.decide_next("a", 7, 100, False) == Delivered(7, ((1, 2),), 2, "a", False, 107)
+
+
+def test_where_the_next_message_is_not_simply_the_next() -> None:
+    """Nothing there, not committed, one came back, a suspect, one was cancelled, another lane: `decide_lease` knows."""
+
+    def following(desk: Desk) -> Delivered | None:
+        return desk.ledger.decide_next("a", desk.now, 100, False)
+
+    assert following(Desk()) is None
+    desk = Desk()
+    desk.do(desk.ledger.decide_put(1, 0))  # type: ignore[arg-type]
+    assert following(desk) is None
+    desk = Desk(3)
+    lease = desk.lease(1)
+    assert following(desk) is not None
+    desk.give_back(lease.lease)
+    assert following(desk) is None
+    desk = Desk()
+    desk.put(1, suspect=True)
+    desk.put(2)
+    assert following(desk) is None
+    desk = Desk(3)
+    desk.do(desk.ledger.decide_cancel([(0, 1)], 0))
+    assert following(desk) is None
+    desk = Desk(3)
+    desk.put(1, priority=1)
+    assert following(desk) is None
+    desk = Desk(1)
+    desk.put(1, route=1)
+    desk.ack(desk.lease(1).lease)
+    desk.ack(desk.lease(1).lease)
+    desk.put(1, route=1)
+    assert following(desk) in (None, desk.ledger.decide_lease(1, "a", 0, 100))
+
+
 def test_put_lease_ack() -> None:
     """The common life: nothing is left of it but the numbers."""
     desk = Desk(10)

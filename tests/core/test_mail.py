@@ -70,7 +70,7 @@ def test_a_follower_is_told_in_its_own_numbers(mail: Mail) -> None:
     [told] = read(mail, 2)
     assert (told.first, told.index + 5, told.accepted, told.values) == (900, 4, ((5, 6),), b"values")
     assert told.errors == ((5, b"E", "five"),)
-    assert not mail.has_followers
+    assert not mail.followers
 
 
 @pytest.mark.parametrize("others", [0, 30])
@@ -106,11 +106,11 @@ def test_unfollow(mail: Mail) -> None:
 
 def test_clogged_by_who_is_there(mail: Mail, clock: ManualClock) -> None:
     """One that reads too slowly, not one that is away."""
-    assert not mail.clogged
+    assert not mail.is_clogged()
     mail.deliver(entry(), ((50, 60),), Outcome(500, 0, 10, values=bytes(OUTBOX_BYTES)))
-    assert mail.clogged
+    assert mail.is_clogged()
     clock.set(clock() + AWAY)
-    assert not mail.clogged
+    assert not mail.is_clogged()
 
 
 def test_absent_clients(mail: Mail, clock: ManualClock) -> None:

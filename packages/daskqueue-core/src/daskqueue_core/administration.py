@@ -52,7 +52,7 @@ class QueueAdministration(QueueContents):
             for start, stop, index in named:
                 for low, high in intersection(gone, [(start, stop)]):
                     ended.append((first, low - start + index, high - start + index))
-            if self._mail.has_followers:
+            if self._mail.followers:
                 ended += self._mail.unfollow(client, first, lo, hi)
         return ended
 

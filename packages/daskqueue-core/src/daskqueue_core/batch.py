@@ -29,6 +29,7 @@ __all__ = [
     "SUSPECT_RESENT",
     "lengths_column",
     "merge_runs",
+    "single",
     "times_column",
     "times_of",
 ]
@@ -97,6 +98,11 @@ class Batch(NamedTuple):
         """Bytes of the payload, and of what differs by message."""
         nbytes = len(self.body) + len(self.lengths) + len(self.shared) + len(self.control) + len(self.ready_ats)
         return nbytes + sum(map(len, self.keys)) if self.keys else nbytes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it asks for nothing special and nobody waits for it: a payload, and else the defaults."""
+        return self[_SHARED:] == _PLAIN_TAIL
 
     @property
     def put_options(self) -> PutOptions:
@@ -176,6 +182,9 @@ class PutOptions(NamedTuple):
         return options
 
 
+_new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor
+_SHARED: Final = Batch._fields.index("shared")
+_PLAIN_TAIL: Final = Batch(1, b"")[_SHARED:]
 _RESENT: Final = Batch._fields.index("resent")
 _PLAIN: Final = Batch(1, b"")[_RESENT:]  # most batches ask for nothing special
 
@@ -227,6 +236,12 @@ class Part(NamedTuple):
             first._replace(body=view[:split], lengths=self.lengths[: 4 * count]),
             rest._replace(body=view[split:], lengths=self.lengths[4 * count :]),
         )
+
+
+def single(body: Buffer) -> Batch:
+    """One message that asks for nothing special."""
+    body = b"".join((body,))
+    return _new(Batch, (1, body, len(body).to_bytes(4, sys.byteorder), *_PLAIN_TAIL))
 
 
 def lengths_column(bodies: Sequence[Buffer]) -> bytes:

@@ -46,6 +46,7 @@ __all__ = ["QueueContents", "Ride"]
 Ride = Sequence[Batch] | Report | Mapping[int, Failure] | None
 """With Put the batches, with Acked the report, with Failed and a Returned that counts an attempt the failures."""
 
+_NONE: Final = int(Keep.NONE)
 _ONE_MORE: Final = bytes([*range(1, 256), 255])
 _CANCELLED: Final = MessageState.CANCELLED
 _EXPIRED: Final = MessageState.EXPIRED
@@ -78,26 +79,17 @@ class QueueContents:
         self._attempted = False
         """Whether any message may have failed before: most queues never need to look."""
         self._most = result_max_bytes if result_max_bytes is not None else sys.maxsize
-        self._takes: dict[type, Callable[[Any, Any], tuple[Run, ...]]] = {
-            Put: self._take_put,
-            Delivered: self._take_delivered,
-            Acked: self._take_acked,
-            Returned: self._take_returned,
-            Failed: self._take_failed,
-            CancelAsked: self._take_end,
-            Cancelled: self._take_end,
-            Expired: self._take_end,
-            Requeued: self._take_requeued,
-            Purged: self._take_purged,
-            Forgotten: self._take_forgotten,
-        }
 
     # -- the door
 
     def _happen(self, event: Event, ride: Ride = None) -> tuple[Run, ...]:
-        """The one way anything changes. Returns the messages that ended by it without a report."""
+        """The one way anything changes. Returns the messages that ended by it without a report.
+
+        What comes with every message does the same in fewer calls, where nothing ends by it or nobody hears of it:
+        `_put_local`, `_lease` and `_ack_all` record their event and take it.
+        """
         self._record(event, ride)
-        ended = self._take(event, ride)
+        ended = _TAKES[event.__class__](self, event, ride)
         if self._kept.nbytes + self._letters.nbytes > self._most:
             self._make_room()
         return ended
@@ -111,7 +103,7 @@ class QueueContents:
 
     def _take(self, event: Event, ride: Ride) -> tuple[Run, ...]:
         """Let `event` happen to everything the queue holds."""
-        return self._takes[event.__class__](event, ride)
+        return _TAKES[event.__class__](self, event, ride)
 
     def _make_room(self) -> None:
         """Too many bytes of results and exceptions. Exceptions go first: they leave a text."""
@@ -128,31 +120,42 @@ class QueueContents:
     # -- taking events
 
     def _take_put(self, event: Put, batches: Sequence[Batch]) -> tuple[Run, ...]:
-        holders = [seq for seq in map(self._ledger.find_key, event.keys) if seq is not None] if event.keys else ()
+        if event.keys:
+            self._take_keyed(event, batches)
+        else:
+            self._ledger.apply_put(event)
+            self._add(event, batches)
+        return ()
+
+    def _add(self, event: Put, batches: Sequence[Batch]) -> None:
+        base, time, route = event.base, event.time, event.route
+        for batch in batches:
+            entry = self._payloads.add(base, batch, time, route)
+            if batch.keep != _NONE:
+                self._names.add(entry)
+            base += batch.count
+
+    def _take_keyed(self, event: Put, batches: Sequence[Batch]) -> None:
+        """A put of messages with keys: the older holders of these go."""
+        holders = [seq for seq in map(self._ledger.find_key, event.keys) if seq is not None]
         unfinished = [
             seq for seq in holders if self._ledger.state(seq) in _UNFINISHED
         ]  # in a replay that lost their end
-        self._ledger.apply(event)
-        base, route = event.base, event.route
-        for batch in batches:
-            entry = self._payloads.add(base, batch, event.time, route)
-            if batch.keep != Keep.NONE:
-                self._names.add(entry)
-            base += batch.count
+        self._ledger.apply_put(event)
+        self._add(event, batches)
         for seq in holders:
             if self._ledger.state(seq) is MessageState.GONE:
                 if seq in unfinished:
                     self._end([(seq, seq + 1)], End.CANCELLED, gone=True)
                 else:
                     self._forget_gone(seq)
-        return ()
 
     def _take_delivered(self, event: Delivered, ride: None) -> tuple[Run, ...]:
-        return self._ledger.apply(event)
+        return self._ledger.apply_delivered(event)
 
     def _take_acked(self, event: Acked, report: Report | None) -> tuple[Run, ...]:
         told = [(entry, runs, self._attempts(runs)) for entry, runs in self._payloads.by_entry(event.runs)]
-        self._ledger.apply(event)
+        self._ledger.apply_acked(event)
         for entry, runs, attempts in told:
             if report is not None and report.values:
                 self._tell(entry, runs, (report.start, report.stop), report.values, attempts=attempts)
@@ -249,7 +252,7 @@ class QueueContents:
         attempts: bytes = b"",
     ) -> None:
         """Tell who waits for them that `runs` of `entry` ended; `values` are those of the messages in `span`."""
-        if entry.batch.keep == Keep.NONE and not self._mail.has_followers:
+        if entry.batch.keep == Keep.NONE and not self._mail.followers:
             return
         origin = entry.origin
         start, stop = span if span is not None else (runs[0][0], runs[-1][1])
@@ -304,7 +307,8 @@ class QueueContents:
 
     def _over(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            self._names.drop(entry)
+            if entry.batch.keep != _NONE:  # else it never had a name
+                self._names.drop(entry)
 
     def _forget_gone(self, seq: int) -> None:
         """A message that had ended is gone: nobody can ask for it any more."""
@@ -370,6 +374,20 @@ class QueueContents:
         assert dead == [letter.seq for letter in self._letters.read(0, None)]
         self._letters.validate()
 
+
+_TAKES: Final[dict[type, Callable[[QueueContents, Any, Any], tuple[Run, ...]]]] = {
+    Put: QueueContents._take_put,
+    Delivered: QueueContents._take_delivered,
+    Acked: QueueContents._take_acked,
+    Returned: QueueContents._take_returned,
+    Failed: QueueContents._take_failed,
+    CancelAsked: QueueContents._take_end,
+    Cancelled: QueueContents._take_end,
+    Expired: QueueContents._take_end,
+    Requeued: QueueContents._take_requeued,
+    Purged: QueueContents._take_purged,
+    Forgotten: QueueContents._take_forgotten,
+}
 
 _UNFINISHED: Final = (MessageState.READY, MessageState.DELIVERED, MessageState.SCHEDULED)
 

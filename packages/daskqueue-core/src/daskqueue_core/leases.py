@@ -80,20 +80,23 @@ class Owner:
 class Leases:
     """All leases of a queue, by id and by owner."""
 
-    __slots__ = ("_earliest", "by_id", "owners")
+    __slots__ = ("_spare", "by_id", "earliest", "owners")
 
     def __init__(self) -> None:
         self.by_id: dict[int, Lease] = {}
         self.owners: dict[str, Owner] = {}
-        self._earliest = 0  # no deadline is earlier: they only grow
+        self.earliest = 0
+        """No deadline is earlier: they only grow."""
+        self._spare: Owner | None = None  # the last that lost all its leases: for the next, most often the same
 
     def add(self, lease: Lease, deadline: int) -> None:
         """A new lease; its owner's deadline becomes `deadline` if that is later."""
         owner = self.owners.get(lease.owner)
         if owner is None:
-            owner = self.owners[lease.owner] = Owner(deadline)
-            if deadline < self._earliest or len(self.owners) == 1:
-                self._earliest = deadline
+            owner = self.owners[lease.owner] = self._spare or Owner(deadline)
+            owner.deadline, self._spare = deadline, None
+            if deadline < self.earliest or len(self.owners) == 1:
+                self.earliest = deadline
         elif deadline > owner.deadline:
             owner.deadline = deadline
         self.by_id[lease.id] = owner.leases[lease.id] = lease
@@ -103,7 +106,7 @@ class Leases:
     def load_owners(self, deadlines: Iterable[tuple[str, int]]) -> None:
         """The owners of a snapshot, in their order; their leases are added then."""
         self.owners = {owner: Owner(deadline) for owner, deadline in deadlines}
-        self._earliest = min([owner.deadline for owner in self.owners.values()], default=0)
+        self.earliest = min([owner.deadline for owner in self.owners.values()], default=0)
 
     def of(self, owner: str) -> list[Lease]:
         """The leases of `owner`, oldest first."""
@@ -139,7 +142,7 @@ class Leases:
         """These delivered messages are its no more, and may become somebody else's."""
         count = total(runs)
         if count == lease.left:
-            self._drop(lease)
+            self.drop(lease)
             return
         lease.runs = difference(clean(lease.runs), clean(runs))
         lease.uncut -= count
@@ -156,9 +159,10 @@ class Leases:
         """`count` of its messages ended for good."""
         lease.left -= count
         if lease.left == 0:
-            self._drop(lease)
+            self.drop(lease)
 
-    def _drop(self, lease: Lease) -> None:
+    def drop(self, lease: Lease) -> None:
+        """It holds nothing any more."""
         lease.left = 0
         del self.by_id[lease.id]
         owner = self.owners[lease.owner]
@@ -166,7 +170,7 @@ class Leases:
         if lease.request and owner.requests.get(lease.request) is lease:
             del owner.requests[lease.request]
         if not owner.leases:
-            del self.owners[lease.owner]
+            self._spare = self.owners.pop(lease.owner)
 
     # -- time
 
@@ -187,11 +191,11 @@ class Leases:
 
     def due(self, now: int) -> list[str]:
         """The owners whose deadline has come."""
-        if now < self._earliest or not self.owners:
+        if now < self.earliest or not self.owners:
             return []
         due = [name for name, owner in self.owners.items() if owner.deadline <= now]
         if not due:
-            self._earliest = min([owner.deadline for owner in self.owners.values()])
+            self.earliest = min([owner.deadline for owner in self.owners.values()])
         return due
 
     def unlisted(self, owner: str, held: Collection[int], open_requests: Collection[int], sent: int) -> Iterator[Lease]:
@@ -221,4 +225,4 @@ class Leases:
         for name, owner in self.owners.items():
             assert owner.leases, f"owner {name} has no lease"
             assert all(self.by_id.get(lease.id) is lease for lease in owner.requests.values()), f"{name}: requests"
-            assert owner.deadline >= self._earliest, f"owner {name}: its deadline would be missed"
+            assert owner.deadline >= self.earliest, f"owner {name}: its deadline would be missed"

@@ -118,6 +118,12 @@ class Ledger(LedgerView):
             (now, base, count, producer, number, priority, route, ready_at, ready_ats, expires_at, names, suspect),
         )
 
+    def decide_plain_put(self, count: int, now: int, route: int) -> Put:
+        """As `decide_put`, of at least one message, for who asks for nothing special."""
+        if route:
+            self.lanes.lane(0, route)
+        return _new(Put, (now, self.pages.next_seq, count, None, 0, 0, route, 0, b"", 0, (), False))
+
     def _check_keys(self, count: int, keys: Sequence[str]) -> None:
         if len(keys) != count or len(set(keys)) != count:
             raise ValueError(f"{len(keys)} keys, {len(set(keys))} different ones, for {count} messages: give each one")
@@ -132,7 +138,6 @@ class Ledger(LedgerView):
         owner: str,
         now: int,
         ttl: int,
-        *,
         request: int = 0,
         once: bool = False,
         choose: Choose | None = None,
@@ -155,6 +160,19 @@ class Ledger(LedgerView):
         if not runs:
             return None
         return _new(Delivered, (now, tuple(runs), self.next_lease, owner, once, now + ttl, request))
+
+    def decide_next(self, owner: str, now: int, ttl: int, once: bool) -> Delivered | None:
+        """As `decide_lease` of one message, if one lane is in use and its next is plain; None: look closer."""
+        active = self.lanes.active
+        if len(active) != 1:
+            return None
+        lane = active[0]
+        seq = lane.cursor
+        if seq >= lane.end or seq >= self.committed or lane.returned or lane.suspects:
+            return None
+        if not self.pages.is_ready(seq, lane.id):
+            return None
+        return _new(Delivered, (now, ((seq, seq + 1),), self.next_lease, owner, once, now + ttl, 0))
 
     def _chosen(self, limit: int, choose: Choose, routes: Collection[int] | None, suspects: bool) -> Sequence[Run]:
         offered: list[Offer] = []
@@ -189,14 +207,16 @@ class Ledger(LedgerView):
             offered.append(offer)
             yield offer[:2]
 
-    def decide_ack(self, lease_id: int, runs: Iterable[Run] | None, now: int, *, keep: bool) -> Acked | None:
+    def decide_ack(self, lease_id: int, runs: Iterable[Run] | None, now: int, keep: bool) -> Acked | None:
         """These are done (None: all the lease holds), whoever holds them. `keep`: until they are forgotten."""
         lease = self.leases.by_id.get(lease_id)
         news: Runs
         if lease is not None and (runs is None or runs == lease.runs):  # the common case
-            news = self._held(lease, None)
-            if runs is not None and lease.left != lease.uncut:
-                self.stale += lease.uncut - lease.left
+            if lease.left == lease.uncut:
+                news = tuple(lease.runs)
+            else:
+                news = self._held(lease, None)
+                self.stale += lease.uncut - lease.left if runs is not None else 0
         else:
             news = self._ackable(lease, list(runs)) if runs is not None else ()
         return _new(Acked, (now, news, lease_id, keep)) if news else None

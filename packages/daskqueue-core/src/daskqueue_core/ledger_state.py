@@ -86,9 +86,9 @@ class LedgerState(LedgerParts):
     def __init__(self, *, epoch: int = 0, page_size: int = 4096) -> None:
         super().__init__(epoch=epoch, page_size=page_size)
         self._apply: dict[type, Callable[[Any], Runs]] = {
-            Put: self._apply_put,
-            Delivered: self._apply_delivered,
-            Acked: self._apply_acked,
+            Put: self.apply_put,
+            Delivered: self.apply_delivered,
+            Acked: self.apply_acked,
             Returned: self._apply_returned,
             Failed: self._apply_failed,
             CancelAsked: self._apply_cancel_asked,
@@ -103,13 +103,15 @@ class LedgerState(LedgerParts):
         """Let `event` happen. Returns the messages whose payload nobody needs any more, by it.
 
         They are those that ended, but dead letters only when they are purged or superseded. Raises `IllegalMove`, and
-        changes nothing, if one of its messages cannot make the move.
+        changes nothing, if one of its messages cannot make the move. `apply_put`, `apply_delivered`, `apply_acked`:
+        the same for who knows what event it is.
         """
         return self._apply[event.__class__](event)
 
     # -- puts
 
-    def _apply_put(self, event: Put) -> Runs:
+    def apply_put(self, event: Put) -> Runs:
+        """Let it happen, see `apply`."""
         _, base, count, producer, number, priority, route, ready_at, ready_ats, expires_at, keys, suspect = event
         if base != self.pages.next_seq or count < 1:
             self._check_put(event)
@@ -188,18 +190,23 @@ class LedgerState(LedgerParts):
 
     # -- leases
 
-    def _apply_delivered(self, event: Delivered) -> Runs:
-        runs, lease_id = event.runs, event.lease
+    def apply_delivered(self, event: Delivered) -> Runs:
+        """Let it happen, see `apply`."""
+        time, runs, lease_id, owner, once, deadline, request = event
         if lease_id in self.leases.by_id:
             raise IllegalMove(event, None, None, f"lease {lease_id:#x} exists")
-        if event.time >= self.waiting.first:
-            self._ripen(event.time)
-        start, stop = runs[0] if runs else (0, 0)
-        before = self.pages.move_uniform(start, stop, _TO_DELIVERED) if len(runs) == 1 else -1
+        if time >= self.waiting.first:
+            self._ripen(time)
+        start = stop = 0
+        before = -1
+        if len(runs) == 1:
+            start, stop = runs[0]
+            before = self.pages.move_uniform(start, stop, _TO_DELIVERED)
         count = stop - start
         if before == READY:
-            lane = self.lanes.by_id[0]
-            if start == lane.cursor and stop <= lane.end and len(self.lanes.by_id) == 1:
+            lanes = self.lanes.by_id
+            lane = lanes[0]
+            if start == lane.cursor and stop <= lane.end and len(lanes) == 1:
                 lane.cursor = stop  # the common case
             else:
                 self.lanes.leased(runs)
@@ -209,7 +216,7 @@ class LedgerState(LedgerParts):
             self.waiting.remove(runs)
         else:
             count = self._deliver_mixed(event)
-        self.leases.add(Lease(lease_id, event.owner, runs, count, event.once, event.request), event.deadline)
+        self.leases.add(Lease(lease_id, owner, runs, count, once, request), deadline)
         if lease_id >= self.next_lease:
             self.next_lease = lease_id + 1
         return ()
@@ -227,23 +234,28 @@ class LedgerState(LedgerParts):
             self.waiting.remove(clean(early))
         return total(runs)
 
-    def _apply_acked(self, event: Acked) -> Runs:
-        runs, table = event.runs, _TO_ACKED[event.keep]
-        lease = self.leases.by_id.get(event.lease)
+    def apply_acked(self, event: Acked) -> Runs:
+        """Let it happen, see `apply`."""
+        _, runs, lease_id, keep = event
+        table = _TO_ACKED[keep]
+        lease = self.leases.by_id.get(lease_id)
         if lease is not None and len(runs) == 1 == len(lease.runs):
             (start, stop), (first, end) = runs[0], lease.runs[0]
             # Inside its own lease a message is DELIVERED or has ended, and what has ended is refused.
             if first <= start and stop <= end and self.pages.move_uniform(start, stop, table) >= 0:
-                self.leases.shrink(lease, stop - start)
+                if stop - start == lease.left:
+                    self.leases.drop(lease)
+                else:
+                    self.leases.shrink(lease, stop - start)
                 if self.crash_counts or self.keys.key_of:
-                    self._forget_details(runs, gone=not event.keep)
+                    self._forget_details(runs, gone=not keep)
                 return runs
         steps = self.pages.plan(runs, table, event)
         delivered = self.pages.select(clean(runs), HELD)
         self.pages.write(steps)
         if delivered:
-            self.leases.ended(event.lease, delivered)
-        self._forget_details(runs, gone=not event.keep)
+            self.leases.ended(lease_id, delivered)
+        self._forget_details(runs, gone=not keep)
         return runs
 
     def _apply_returned(self, event: Returned) -> Runs:

@@ -160,6 +160,15 @@ class LedgerView(LedgerState):
         asked = {lease.id: tuple(self.pages.select(clean(lease.runs), wanted)) for lease in self.leases.of(owner)}
         return {lease_id: runs for lease_id, runs in asked.items() if runs}
 
+    def is_due(self, now: int) -> bool:
+        """Whether time may have brought something (`decide_due`)."""
+        return (
+            now >= self.leases.earliest
+            or now >= self.waiting.first
+            or now >= self.expiring.first
+            or bool(self.overdue_runs)
+        )
+
     def next_at(self) -> int | None:
         """When `decide_due` may have something to do, if nothing is heard of anybody until then."""
         at = min(self.waiting.first, self.expiring.first)

@@ -47,7 +47,8 @@ class Mail:
         self._clock = clock
         self._dropped = 0  # outboxes ever: a cursor of one that was dropped means nothing to the next
         self._outboxes: dict[int, Outbox] = {}
-        self._followers: dict[int, list[Address]] = {}  # by message
+        self.followers: dict[int, list[Address]] = {}
+        """Who but its client waits for a message, by message."""
 
     # -- clients
 
@@ -64,8 +65,7 @@ class Mail:
         """Whether `client` has something to read."""
         return bool(self._outboxes.get(client))
 
-    @property
-    def clogged(self) -> bool:
+    def is_clogged(self) -> bool:
         """Whether a client that is there has so much to read that more work would only fill this host's memory."""
         for outbox in self._outboxes.values():
             if outbox.nbytes > OUTBOX_BYTES and outbox.read_at > self._clock() - AWAY:
@@ -113,7 +113,7 @@ class Mail:
         if batch.keep != Keep.NONE:
             kept = self.kept.add(batch.client, outcome, runs) if batch.keep == Keep.KEEP else None
             self._outbox(batch.client).add(outcome, kept)
-        if self._followers:
+        if self.followers:
             self._tell_followers(runs, outcome)
 
     def send(self, to: Address, outcome: Outcome, position: int) -> None:
@@ -135,37 +135,32 @@ class Mail:
 
     # -- followers
 
-    @property
-    def has_followers(self) -> bool:
-        """Whether anybody but the clients themselves waits for a message."""
-        return bool(self._followers)
-
     def follow(self, seq: int, follower: Address) -> None:
         """Tell `follower` when message `seq` ends. Said twice, it is told once."""
-        followers = self._followers.setdefault(seq, [])
+        followers = self.followers.setdefault(seq, [])
         if follower not in followers:
             followers.append(follower)
 
     def unfollow(self, client: int, first: int, lo: int, hi: int) -> list[tuple[int, int, int]]:
         """These of a client's do not wait any more: for them it ends as cancelled. Returns those that did."""
         left: list[tuple[int, int, int]] = []
-        for seq, followers in list(self._followers.items()):
+        for seq, followers in list(self.followers.items()):
             for each in list(followers):
                 if each.client == client and each.first == first and lo <= each.index < hi:
                     followers.remove(each)
                     self.refuse(each, End.CANCELLED)
                     left.append((first, each.index, each.index + 1))
             if not followers:
-                del self._followers[seq]
+                del self.followers[seq]
         return sorted(left)
 
     def _tell_followers(self, runs: Sequence[Run], outcome: Outcome) -> None:
         shift = runs[0][0] - outcome.runs[0][0]
         for start, stop in runs:
-            few = len(self._followers) < stop - start
-            ended = [seq for seq in self._followers if start <= seq < stop] if few else range(start, stop)
+            few = len(self.followers) < stop - start
+            ended = [seq for seq in self.followers if start <= seq < stop] if few else range(start, stop)
             for seq in ended:
-                for follower in self._followers.pop(seq, ()):
+                for follower in self.followers.pop(seq, ()):
                     self.send(follower, outcome, seq - shift)
 
     # -- a move
@@ -173,7 +168,7 @@ class Mail:
     def rows(self) -> MailRows:
         """Everything."""
         outboxes = [(client, each.read_at, each.items()) for client, each in self._outboxes.items()]
-        return MailRows(outboxes, list(self._followers.items()))
+        return MailRows(outboxes, list(self.followers.items()))
 
     def load(self, rows: MailRows, *, gap: int) -> None:
         """The rows of `rows`, into what has none: all is sent again from the start.
@@ -186,9 +181,9 @@ class Mail:
             for outcome, kept in items:
                 outbox.add(outcome, kept)
         for seq, followers in rows.followers:
-            self._followers[seq] = list(followers)
+            self.followers[seq] = list(followers)
 
     def clear(self) -> None:
         """Let go of everything."""
         self._outboxes.clear()
-        self._followers.clear()
+        self.followers.clear()

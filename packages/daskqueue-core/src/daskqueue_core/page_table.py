@@ -117,6 +117,14 @@ class PageTable:
         byte = states[lo]
         return byte if n == 1 or states.startswith(self._fill[byte][:n], lo) else -1
 
+    def is_ready(self, seq: int, lane: int) -> bool:
+        """Whether a message that was put is READY, in a page of `lane` alone; False says nothing."""
+        page = self._pages.get(seq >> self._shift)
+        if page is None or page.lane != lane or page.lanes is not None:
+            return False
+        states = page.states
+        return (page.state if states is None else states[seq & self._mask]) == READY
+
     def next_ready(self, start: int, stop: int, most: int, lane: int = 0, byte: int = READY) -> Run | None:
         """The first run of messages of `lane` that are `byte` in `start` to `stop`, at most `most` long."""
         shift, pages = self._shift, self._pages

@@ -15,11 +15,16 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 from daskqueue_core.batch import Batch, Buffer, Keep, Part, Run, lengths_column
 from daskqueue_core.dead_letters import DeadLetters
 
 __all__ = ["Again", "AgainRow", "Entry", "EntryRow", "Payloads"]
+
+_new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor
+_SHARED: Final = Batch._fields.index("shared")
+_KEEP: Final = Batch._fields.index("keep")
 
 EntryRow = tuple[int, Batch, int, int, int, int]
 """Base, batch, when it was put, route, live, known."""
@@ -65,21 +70,26 @@ class Entry:
             lengths = lengths[4 * lo : 4 * hi]
         if keys:
             keys = keys[lo:hi]
-        return Part(
-            start,
-            stop,
-            self.base,
-            batch.offset + lo,
-            body,
-            lengths,
-            batch.shared,
-            batch.kind,
-            batch.function,
-            batch.control,
-            attempts,
-            batch.client,
-            batch.first + lo,
-            keys,
+        row: tuple[Any, ...] = batch[_SHARED:_KEEP]  # in one go: a field of a NamedTuple by its name costs a call
+        shared, kind, function, client, first = row
+        return _new(
+            Part,
+            (
+                start,
+                stop,
+                self.base,
+                batch.offset + lo,
+                body,
+                lengths,
+                shared,
+                kind,
+                function,
+                batch.control,
+                attempts,
+                client,
+                first + lo,
+                keys,
+            ),
         )
 
     def body(self, lo: int, hi: int) -> memoryview:
@@ -210,6 +220,13 @@ class Payloads:
                 at += 1
         return end
 
+    def holder(self, start: int, stop: int) -> Entry | None:
+        """The batch that these messages are in, if all are in one and nothing was ever requeued."""
+        entry = self._last
+        if entry is None or not entry.base <= start < entry.stop:
+            entry = self.find(start)
+        return None if entry is None or stop > entry.stop or self._again else entry
+
     def pieces(self, runs: Sequence[Run]) -> list[tuple[Entry | None, int, int]]:
         """`runs` cut where entries begin and end; None for what no entry is known of."""
         if len(runs) == 1 and not self._again:  # the common case
@@ -262,6 +279,18 @@ class Payloads:
             self._let_go(entry, start, stop)
         self._tidy()
         return over
+
+    def free_of(self, entry: Entry, start: int, stop: int) -> None:
+        """As `free` of messages that `holder` finds in `entry`, and nobody can name any more."""
+        count = stop - start
+        self.unfinished[entry.route] -= count
+        entry.known -= count
+        if not entry.known:
+            del self._entries[entry.base]
+            self._last = None
+            if len(self._bases) > 2 * len(self._entries) + 64:
+                self._tidy()
+        self._let_go(entry, start, stop)
 
     def forget(self, runs: Sequence[Run]) -> list[Entry]:
         """What was known of these, whose outcome was kept, is forgotten. Returns the entries that are over."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from queue import Full as QueueFull
 
 from daskqueue_core.administration import QueueAdministration
-from daskqueue_core.batch import PLAIN_OPTIONS, Batch, Buffer, PutOptions, lengths_column
+from daskqueue_core.batch import PLAIN_OPTIONS, Batch, Buffer, PutOptions, lengths_column, single
 from daskqueue_core.events import Put
 from daskqueue_core.keyed import sift
 from daskqueue_core.ledger import Duplicate, Early, UnknownProducer
@@ -43,24 +43,35 @@ class QueueProducing(QueueAdministration):
 
     def put(self, body: bytes) -> int:
         """Add one message; returns its number."""
-        return self.put_many([body])[0]
+        return self._put_local(single(body))
 
     def put_many(self, bodies: Sequence[bytes]) -> range:
         """Add messages; returns their numbers."""
         if not bodies:
             base = self._ledger.puts
             return range(base, base)
-        return self._put_local(Batch(len(bodies), b"".join(bodies), lengths_column(bodies)))
+        batch = Batch(len(bodies), b"".join(bodies), lengths_column(bodies))
+        base = self._put_local(batch)
+        return range(base, base + batch.count)
 
     def put_block(self, block: Buffer, count: int) -> range:
         """Add `count` messages with one payload for all of them; returns their numbers."""
-        return self._put_local(Batch(count, block))
+        batch = Batch(count, block)
+        batch.check()
+        base = self._put_local(batch)
+        return range(base, base + count)
 
-    def _put_local(self, batch: Batch) -> range:
-        answer = self.admit([batch])
-        if not isinstance(answer, Accepted):
+    def _put_local(self, batch: Batch) -> int:
+        """Put a batch that asks for nothing special, of no producer; the number of its first message."""
+        if (self.maxsize or self.max_bytes) and self._full(batch.count, (batch,)) is not None:
             raise QueueFull(f"queue {self.uuid} has {self.unfinished} messages of at most {self.maxsize}")
-        return range(answer.base, answer.base + answer.count)
+        ledger, clock = self._ledger, self._clock
+        base = ledger.pages.next_seq
+        event = ledger.decide_plain_put(batch.count, clock(), self._routes.number(batch.kind, ()))
+        self._record(event, (batch,))  # as `_happen`: nothing ends by it
+        self._take_put(event, (batch,))
+        self._commit(event)
+        return base
 
     def admit(self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0) -> PutAnswer:
         """Admit a producer's put, in number order: once, however often it is repeated.

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from daskqueue_core.administration import as_runs
 from daskqueue_core.batch import Keep, Part, Run
 from daskqueue_core.choosing import chooser
-from daskqueue_core.events import Blame, Reason
+from daskqueue_core.events import Acked, Blame, Failed, Reason
 from daskqueue_core.handover import HandOver, MovableQueue
 from daskqueue_core.outcomes import Failure, FailureReason, Report
 from daskqueue_core.payloads import Entry
@@ -54,6 +54,9 @@ Q = TypeVar("Q", bound="TransientQueue")
 
 REMEMBERED_OWNERS: Final = 1000
 DUE_RUNS: Final = 10_000  # that fall due in one go: a few milliseconds
+_KEEP: Final = int(Keep.KEEP)
+_NONE: Final = int(Keep.NONE)
+_new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor
 
 
 class TransientQueue(MovableQueue):
@@ -135,47 +138,69 @@ class TransientQueue(MovableQueue):
         is known to be gone: its request was under way, and nobody would end that lease. Without `suspects`, nothing
         that may have killed its worker; one such lease at a time in any case, so that it is known which one did.
         """
+        return self._lease(limit, owner, request, ttl, demand, once, suspects)
+
+    def _lease(
+        self, limit: int, owner: str, request: int, ttl: int, demand: Demand | None, once: bool, suspects: bool
+    ) -> Lease | None:
+        if limit == 1 and demand is None and not request:
+            lease = self._lease_next(owner, ttl, once)
+            if lease is not None:
+                return lease
         if owner in self._gone:
             return None
+        ledger = self._ledger
         have = demand.have if demand is not None else ()
         if request:
-            held = self._ledger.find_grant(owner, request)
+            held = ledger.find_grant(owner, request)
             if held is not None:
-                deadline = self._ledger.deadline(owner) or 0
-                runs = self._ledger.held(held.id)  # the payloads of what has ended may be gone
+                deadline = ledger.deadline(owner) or 0
+                runs = ledger.held(held.id)  # the payloads of what has ended may be gone
                 return Lease(held.id, request, self._parts(runs, have), deadline, held.once)
-        if self._mail.clogged:
+        if self._mail.is_clogged():
             return None
         now = self._clock()
         # What has expired must not begin, whether the host's timer was late or not.
-        self._due(now, lapses=self.lapses_in_lease)
+        if ledger.is_due(now):
+            self._due(now, lapses=self.lapses_in_lease)
         routes = choose = None
         if demand is not None:
             unfinished = self._payloads.unfinished
             routes = self._routes.served(demand.kinds, demand.tags, demand.time_left)
             if not any(map(unfinished.get, routes)):
                 return None
-            choose = chooser(limit, demand, self._payloads, self._ledger.ready)
+            choose = chooser(limit, demand, self._payloads, ledger.ready)
             if len(routes) == len(self._routes):
                 routes = None
-        event = self._ledger.decide_lease(
-            limit,
-            owner,
-            now,
-            ttl,
-            request=request,
-            once=once,
-            choose=choose,
-            routes=routes,
-            suspects=suspects and not self._ledger.holds_suspect(owner),
-        )
+        suspects = suspects and not ledger.holds_suspect(owner)
+        event = ledger.decide_lease(limit, owner, now, ttl, request, once, choose, routes, suspects)
         if event is None:
             return None
-        self._happen(event)
-        return Lease(event.lease, request, self._parts(event.runs, have), event.deadline, once)
+        self._record(event, None)  # as `_happen`: nothing ends by it
+        ledger.apply_delivered(event)
+        return _new(Lease, (event.lease, request, self._parts(event.runs, have), event.deadline, once))
+
+    def _lease_next(self, owner: str, ttl: int, once: bool) -> Lease | None:
+        """The next message, for who takes whatever it is, where nothing is in the way; None: look closer."""
+        ledger, clock = self._ledger, self._clock
+        now = clock()
+        if owner in self._gone or self._mail.is_clogged() or ledger.is_due(now):
+            return None
+        event = ledger.decide_next(owner, now, ttl, once)
+        if event is None:
+            return None
+        self._record(event, None)  # as `_happen`: nothing ends by it
+        ledger.apply_delivered(event)
+        _, runs, lease, _, _, deadline, _ = event
+        return _new(Lease, (lease, 0, self._parts(runs, ()), deadline, once))
 
     def _parts(self, runs: Sequence[Run], have: Collection[int]) -> tuple[Part, ...]:
         payloads = self._payloads
+        if len(runs) == 1 and not self._attempted:  # the common case
+            start, stop = runs[0]
+            entry = payloads.holder(start, stop)
+            if entry is not None:
+                return (entry.part(start, stop, have),)
         parts: list[Part] = []
         for start, stop in runs:
             while start < stop:
@@ -191,7 +216,29 @@ class TransientQueue(MovableQueue):
 
         Default: all that the lease still holds. Late news must name its messages, since nobody else knows them.
         """
-        return self.settle(_lease_id(lease), [Report(*run) for run in self._runs(lease, ids)])
+        lease_id = _lease_id(lease)
+        if ids is None and (news := self._ack_all(lease_id)):
+            return news
+        return self._settle(lease_id, [Report(*run) for run in self._runs(lease_id, ids)])
+
+    def _ack_all(self, lease_id: int) -> int:
+        """Ack a lease of one run of one batch that still holds all of it. Returns how many; 0 for any other lease."""
+        lease = self._ledger.leases.by_id.get(lease_id)
+        if lease is None or lease.left != lease.uncut or len(lease.runs) != 1:
+            return 0
+        start, stop = lease.runs[0]
+        entry = self._payloads.holder(start, stop)
+        if entry is None:
+            return 0
+        keep, clock = entry.batch.keep, self._clock
+        event = _new(Acked, (clock(), ((start, stop),), lease_id, keep == _KEEP))
+        if keep == _NONE and not self._mail.followers:  # as `_happen`, when nobody hears of it
+            self._record(event, None)
+            self._ledger.apply_acked(event)
+            self._payloads.free_of(entry, start, stop)
+        else:
+            self._happen(event)
+        return stop - start
 
     def nack(
         self,
@@ -211,12 +258,15 @@ class TransientQueue(MovableQueue):
         retry_in = -1 if delay is None else int(delay * 1e9)
         reports = [
             Report(start, stop, errors=tuple(Failure(i, error, text, retry_in) for i in range(stop - start)))
-            for start, stop in self._runs(lease, ids)
+            for start, stop in self._runs(_lease_id(lease), ids)
         ]
-        return self.settle(_lease_id(lease), reports)
+        return self._settle(_lease_id(lease), reports)
 
     def settle(self, lease: int, reports: Sequence[Report]) -> int:
         """Take the outcomes of messages that ran. Late or repeated ones change nothing. Returns how many were news."""
+        return self._settle(lease, reports)
+
+    def _settle(self, lease: int, reports: Sequence[Report]) -> int:
         now, news = self._clock(), 0
         for report in reports:
             failures = _failures(report) if report.errors else {}
@@ -233,7 +283,7 @@ class TransientQueue(MovableQueue):
 
     def _settle_good(self, lease: int, report: Report, entry: Entry | None, runs: list[Run], now: int) -> int:
         keep = entry is not None and entry.batch.keep == Keep.KEEP
-        event = self._ledger.decide_ack(lease, runs, now, keep=keep)
+        event = self._ledger.decide_ack(lease, runs, now, keep)
         if event is None:
             return 0
         self._happen(event, report)
@@ -263,8 +313,14 @@ class TransientQueue(MovableQueue):
             )
             news += self._apply(event, failures)
         for reason, seqs in dead.items():
-            news += self._apply(ledger.decide_fail(lease, as_runs(seqs), now, reason=reason), failures)
+            failed = ledger.decide_fail(lease, as_runs(seqs), now, reason=reason)
+            if failed is not None:
+                news += self._apply(failed, self._last_words(failed, failures))
         return news
+
+    def _last_words(self, event: Failed, failures: Mapping[int, Failure]) -> Mapping[int, Failure]:
+        """What a store keeps of messages that become dead letters: here what their consumer said."""
+        return failures
 
     def release(self, lease: int | Lease, runs: Sequence[Run] | None = None) -> int:
         """The owner gives these back, not started (default: all it holds). Returns how many went back."""
@@ -355,10 +411,8 @@ class TransientQueue(MovableQueue):
     def _max_crashes(self, seq: int) -> int:
         return self._payloads.entry(seq).batch.max_crashes
 
-    def _runs(self, lease: int | Lease, ids: Sequence[int] | None) -> tuple[Run, ...]:
-        if ids is not None:
-            return tuple(as_runs(sorted(ids)))
-        return self._ledger.held(_lease_id(lease))
+    def _runs(self, lease: int, ids: Sequence[int] | None) -> tuple[Run, ...]:
+        return self._ledger.held(lease) if ids is None else tuple(as_runs(sorted(ids)))
 
     def close(self) -> None:
         """Let go of everything."""

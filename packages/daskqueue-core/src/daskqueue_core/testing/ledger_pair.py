@@ -133,6 +133,8 @@ class LedgerPair:
         suspects: bool = True,
     ) -> int | None:
         """Lease; with `wanted` (a set of messages), by a consumer that skips all others."""
+        short = self.ledger.decide_next(owner, self.now, ttl, once)
+        assert short in (None, self.ledger.decide_lease(1, owner, self.now, ttl, once=once))
         picked = self.model.pick(limit, wanted, routes, suspects)
         offered = self.model.offered(routes, suspects)
         choose = None if wanted is None else lambda runs: self._choose(runs, wanted, limit, offered)

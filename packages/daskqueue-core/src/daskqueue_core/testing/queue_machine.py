@@ -163,6 +163,14 @@ def queue_machine() -> type[RuleBasedStateMachine]:
                 assert first == number
                 assert 0 <= lo < hi <= count
 
+        @rule(count=few)
+        def put_without_options(self, count: int) -> None:
+            base = self.queue._ledger.puts
+            if count == 1:
+                assert self.queue.put(b"mine") == base
+            else:
+                assert self.queue.put_many([b"mine"] * count) == range(base, base + count)
+
         # -- consumers
 
         @rule(
@@ -204,6 +212,13 @@ def queue_machine() -> type[RuleBasedStateMachine]:
             reason = {"reject": FailureReason.REJECTED, "stop": FailureReason.CANCELLED}.get(how, FailureReason.FAILED)
             body = b"" if part.lengths or index % 2 else body_of(part.client, part.first + index)
             return Failure(index, b"E" * index, how, retry_in, body, reason)
+
+        @precondition(lambda self: self.leases)
+        @rule(which=st.integers(0, 9))
+        def ack(self, which: int) -> None:
+            _, lease = self.leases.pop(which % len(self.leases))
+            assert self.queue.ack(lease) <= len(lease)
+            assert self.queue.ack(lease) == 0
 
         @precondition(lambda self: self.leases)
         @rule(which=st.integers(0, 9))
