@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Final, NamedTuple, Protocol
 
 __all__ = [
@@ -38,10 +38,12 @@ __all__ = [
     "read_or_zeros",
     "remove_quietly",
     "write_fully",
+    "write_rest",
 ]
 
 _log = logging.getLogger("daskqueue_storage")
 _SECTOR: Final = 512
+_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 FULL_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The errors of a write that mean no room, rather than a broken disk."""
@@ -90,11 +92,11 @@ class Files(Protocol):
         """How long the file is."""
         ...
 
-    def read_at(self, handle: int, size: int, offset: int) -> bytes:
+    def read_at(self, handle: int, size: int, offset: int, /) -> bytes:
         """Up to `size` bytes."""
         ...
 
-    def append(self, handle: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
+    def append(self, handle: int, buffers: Sequence[bytes | memoryview], offset: int, /) -> int:
         """Write the buffers one after the other from `offset` on. How many bytes were written: perhaps not all."""
         ...
 
@@ -175,6 +177,10 @@ class Files(Protocol):
         """Who we are. Another one after a fork."""
         ...
 
+    def process(self) -> int:
+        """The `pid` of `identity`, which is asked for at every operation."""
+        ...
+
     def process_start(self, pid: int) -> int | None:
         """When that process of this host started, as in `Identity.started`; None if it is not there."""
         ...
@@ -209,8 +215,13 @@ def read_or_zeros(files: Files, handle: int, size: int, offset: int) -> bytes:
 
 
 def write_fully(files: Files, handle: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
-    """All of it, or `OSError`. Short writes are normal when a disk is nearly full: go on until it takes no more."""
+    """All of it, or `OSError`."""
     written = files.append(handle, buffers, offset)
+    write_rest(files, handle, buffers, offset, written)
+
+
+def write_rest(files: Files, handle: int, buffers: Sequence[bytes | memoryview], offset: int, written: int) -> None:
+    """What an `append` left over. That is normal when a disk is nearly full: go on until it takes no more."""
     size = sum(map(len, buffers))
     while written < size:
         rest = b"".join(buffers)[written:]
@@ -228,6 +239,13 @@ def remove_quietly(files: Files, path: str) -> None:
         pass
     except OSError as problem:
         _log.warning("%s cannot be removed: %s", path, problem)
+
+
+def _joined_append(handle: int, buffers: Sequence[bytes | memoryview], offset: int, /) -> int:
+    return os.pwrite(handle, b"".join(buffers), offset)
+
+
+_append: Callable[[int, Sequence[bytes | memoryview], int], int] = getattr(os, "pwritev", _joined_append)
 
 
 class OsFiles:
@@ -248,13 +266,8 @@ class OsFiles:
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
 
-    def read_at(self, handle: int, size: int, offset: int) -> bytes:
+    def read_at(self, handle: int, size: int, offset: int, /) -> bytes:
         return os.pread(handle, size, offset)
-
-    def append(self, handle: int, buffers: Sequence[bytes | memoryview], offset: int) -> int:
-        if _HAS_PWRITEV:
-            return os.pwritev(handle, buffers, offset)
-        return os.pwrite(handle, b"".join(buffers), offset)
 
     def truncate(self, handle: int, size: int) -> None:
         os.ftruncate(handle, size)
@@ -321,11 +334,11 @@ class OsFiles:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
 
-    def wall_ns(self) -> int:
-        return time.time_ns()
-
-    def boot_ns(self) -> int:
-        return time.clock_gettime_ns(_BOOT_CLOCK)
+    # These at every operation: not a call of ours more than is needed.
+    append = staticmethod(_append)
+    wall_ns = staticmethod(time.time_ns)
+    boot_ns = staticmethod(partial(time.clock_gettime_ns, _BOOT_CLOCK))
+    process = staticmethod(os.getpid)
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -369,8 +382,6 @@ class OsFiles:
 
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-_HAS_PWRITEV = hasattr(os, "pwritev")
-_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _KEEP_SIZE: Final = 1
 _known: dict[str, Identity] = {}
 

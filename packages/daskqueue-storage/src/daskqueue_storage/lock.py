@@ -184,6 +184,8 @@ class Lease:
         self._ttl_ms = max(1, round(ttl_s * 1e3))
         self._owner = owner
         self._who = files.identity()
+        self._pid = self._who.pid
+        self._process, self._boot_ns = files.process, files.boot_ns  # asked at every operation
         self._lock = threading.Lock()
         self._handle: int | None = None
         self._counter = 0
@@ -203,9 +205,10 @@ class Lease:
         """Whether the lease holds: no I/O. False: it lapsed, `retake` may get the next one. `FencedError`: lost."""
         if self._fenced:
             raise FencedError(self._root, self._fenced)
-        if self._files.identity().pid != self._who.pid:
-            raise FencedError(self._root, f"opened by process {self._who.pid}, used in a fork of it")
-        return self._files.boot_ns() < self._valid_until
+        process, boot_ns = self._process, self._boot_ns
+        if process() != self._pid:
+            raise FencedError(self._root, f"opened by process {self._pid}, used in a fork of it")
+        return boot_ns() < self._valid_until
 
     def retake(self) -> int:
         """After a lapse: the next epoch, if nobody took it. `FencedError` if somebody did."""

@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from daskqueue_storage.files import Files, remove_quietly, write_fully
+from daskqueue_storage.files import Files, remove_quietly, write_rest
 from daskqueue_storage.format import FILE_HEADER_SIZE, FileHeader, encode_file_header
 
 __all__ = ["RecordIndex", "SegmentFile", "SegmentInfo", "Spot"]
@@ -121,6 +121,8 @@ class SegmentFile:
         self.reserved = 0
         """Up to here the disk has room for what is to be written, whatever else fills it."""
         self.broken = False
+        self.room = 0
+        """Up to here its writer puts records without looking closer."""
 
     @classmethod
     def create(cls, files: Files, directory: str, info: SegmentInfo, header: FileHeader, first: bytes) -> SegmentFile:
@@ -140,15 +142,18 @@ class SegmentFile:
 
     def append(self, buffers: Sequence[bytes | memoryview], size: int) -> None:
         """Write `size` bytes at the end, all of it, padded; else raise `OSError` and leave the file as it was."""
-        pad = -size & 7
-        parts = (*buffers, _PAD[pad]) if pad else buffers
+        if size & 7:
+            pad = -size & 7
+            buffers, size = (*buffers, _PAD[pad]), size + pad
         end = self.end
         try:
-            write_fully(self._files, self.handle, parts, end)
+            written = self._files.append(self.handle, buffers, end)
+            if written != size:
+                write_rest(self._files, self.handle, buffers, end, written)
         except BaseException:
             self._rewind(end)
             raise
-        self.end = self.info.valid = end + size + pad
+        self.end = self.info.valid = end + size
 
     def claim(self, size: int) -> bool:
         """Reserve room for the next `size` bytes; `OSError` if there is none. False: this file system cannot."""
@@ -163,7 +168,7 @@ class SegmentFile:
             self._rewind(self.end)
 
     def _rewind(self, end: int) -> None:
-        self.reserved = 0
+        self.reserved = self.room = 0
         try:
             self._files.truncate(self.handle, end)
         except OSError:

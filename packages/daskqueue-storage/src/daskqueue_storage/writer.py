@@ -46,7 +46,6 @@ from daskqueue_storage.format import (
     encode_header,
     encode_seal,
     pack_header,
-    padded,
     record_salt,
 )
 from daskqueue_storage.format import SEAL_SIZE as _SEAL_SIZE
@@ -116,6 +115,7 @@ class LogWriter:
     ) -> None:
         self.lock = threading.RLock()
         self._files = files
+        self._wall_ns = files.wall_ns
         self._root = root
         self._part = part
         self._directory = f"{root}/{part}"
@@ -135,6 +135,8 @@ class LogWriter:
         self._unsealed = origin.unsealed
         self._durable_seq = origin.next_seq
         self._flush_at = _NEVER
+        self.segment: SegmentInfo | None = None
+        """The one that grows."""
         self.next_seq = origin.next_seq
         self.start = origin.start
         if not origin.settled:
@@ -144,13 +146,44 @@ class LogWriter:
 
     def append(self, draft: Draft) -> Placed:
         """Write a record. New messages get their numbers here. Not durable yet: see `commit`."""
-        if draft.blen > MAX_BODY:  # so it always fits a segment of its own
-            raise RecordTooLarge(self._root, draft.blen, MAX_BODY, "bytes")
-        if draft.count > MAX_COUNT:
-            raise RecordTooLarge(self._root, draft.count, MAX_COUNT, "messages")
+        kind, flags, small, count, base, aux, parts, blen, bcrc = draft
+        if blen > MAX_BODY:  # so it always fits a segment of its own
+            raise RecordTooLarge(self._root, blen, MAX_BODY, "bytes")
+        if count > MAX_COUNT:
+            raise RecordTooLarge(self._root, count, MAX_COUNT, "messages")
         with self.lock:
             try:
-                return self._append(draft)
+                commit = self._commit
+                if commit.failure is not None:
+                    raise self._failed(commit.failure)
+                if kind == _PUT:
+                    base = self.next_seq
+                    if base + count - self._durable_seq > MAX_COUNT:
+                        self._make_durable()
+                size = RECORD_HEADER_SIZE + ((blen + 7) & ~7)
+                file = self._file
+                if file is None or file.end + size > file.room or file.info.epoch != self._lease.epoch:
+                    file = self._make_room(size)
+                info, pos, rno = file.info, file.end, self._next_rno
+                wall_ns, last_time = self._wall_ns, self._last_time
+                time = wall_ns()
+                if time < last_time:
+                    time = last_time
+                self._last_time = time
+                fields = (kind, flags, small, count, pos, rno, base, time, info.epoch, blen, bcrc, aux)
+                file.append((pack_header(fields, info.salt), *parts), RECORD_HEADER_SIZE + blen)
+                info.last_rno, info.last_time = rno, time
+                self._next_rno = rno + 1
+                if kind == _PUT:
+                    info.messages += count
+                    self.next_seq = info.next_seq = base + count
+                commit.wrote(rno, file.handle)
+                if info.index is not None and kind in _HOLDS_MESSAGES:
+                    info.index.append(pos, base, count)
+                if file.end >= self._flush_at:
+                    self._flush_at = file.end + FLUSH_BYTES
+                    self._files.soon(commit.flush)
+                return _new(Placed, (info, pos, rno, base))
             except SyncFailed as problem:
                 raise self._failed(problem.__cause__) from problem.__cause__
             except OSError as problem:
@@ -215,7 +248,7 @@ class LogWriter:
         with self.lock:
             if self._file is not None:
                 self._commit.end(partial(self._files.close, self._file.handle))
-                self._file = None
+                self._file = self.segment = None
 
     def begin(self) -> None:
         """There is a segment to write to, behind all that is sealed."""
@@ -285,11 +318,6 @@ class LogWriter:
         return self._next_rno
 
     @property
-    def segment(self) -> SegmentInfo | None:
-        """The one that grows."""
-        return self._file.info if self._file is not None else None
-
-    @property
     def failure(self) -> OSError | None:
         """Why nothing can be written any more."""
         return self._commit.failure
@@ -300,41 +328,6 @@ class LogWriter:
         return self._commit.syncs
 
     # ------------------------------------------------------------------------------------------------- the machinery
-
-    def _append(self, draft: Draft) -> Placed:
-        commit = self._commit
-        if commit.failure is not None:
-            raise self._failed(commit.failure)
-        kind, flags, small, count, base, aux, parts, blen, bcrc = draft
-        if kind == _PUT:
-            base = self.next_seq
-            if base + count - self._durable_seq > MAX_COUNT:
-                self._make_durable()
-        size = RECORD_HEADER_SIZE + padded(blen)
-        file = self._room_for(size)
-        if self._reserve_bytes and file.end + size + self._reserve_bytes // 2 > file.reserved:
-            self._claim(file, size)
-            if self.is_short and file.end + size > file.reserved:
-                file.claim(size)
-        info, pos, rno = file.info, file.end, self._next_rno
-        time = self._files.wall_ns()
-        if time < self._last_time:
-            time = self._last_time
-        self._last_time = time
-        fields = (kind, flags, small, count, pos, rno, base, time, info.epoch, blen, bcrc, aux)
-        file.append((pack_header(fields, info.salt), *parts), RECORD_HEADER_SIZE + blen)
-        info.last_rno, info.last_time = rno, time
-        self._next_rno = rno + 1
-        if kind == _PUT:
-            info.messages += count
-            self.next_seq = info.next_seq = base + count
-        commit.wrote(rno, file.handle)
-        if info.index is not None and kind in _HOLDS_MESSAGES:
-            info.index.append(pos, base, count)
-        if file.end >= self._flush_at:
-            self._flush_at = file.end + FLUSH_BYTES
-            self._files.soon(commit.flush)
-        return _new(Placed, (info, pos, rno, base))
 
     def _header(self, draft: Draft, base: int, pos: int) -> RecordHeader:
         self._last_time = max(self._last_time, self._files.wall_ns())
@@ -358,6 +351,19 @@ class LogWriter:
         file.info.last_time = header.time
         self._next_rno = header.rno + 1
         self._commit.wrote(header.rno, file.handle)
+
+    def _make_room(self, size: int) -> SegmentFile:
+        """As `_room_for`, and the reserve is there behind a record of that size, or as much of it as there is."""
+        file = self._room_for(size)
+        if self._reserve_bytes and file.end + size + self._reserve_bytes // 2 > file.reserved:
+            self._claim(file, size)
+            if self.is_short and file.end + size > file.reserved:
+                file.claim(size)
+        room = self._segment_bytes - _SEAL_SIZE
+        if self._reserve_bytes:
+            room = min(room, file.reserved - self._reserve_bytes // 2)
+        file.room = room
+        return file
 
     def _room_for(self, size: int) -> SegmentFile:
         """The segment the next record goes to."""
@@ -384,6 +390,7 @@ class LogWriter:
         info = self._file.info
         body = encode_seal(Seal(info.first_seq, info.messages, self.start))
         self._write_plain(self._file, kind, body, 0)
+        self._file.room = 0
         info.sealed = True
         info.closed = kind == RecordType.CLOSE
 
@@ -415,7 +422,7 @@ class LogWriter:
         made = SegmentFile.create(
             self._files, self._directory, info, FileHeader(kind, self._uuid, segno, self._next_rno, epoch), first
         )
-        old, self._file = self._file, made
+        old, self._file, self.segment = self._file, made, info
         if header is not None:
             self._wrote(made, header)
             self._unsealed = []

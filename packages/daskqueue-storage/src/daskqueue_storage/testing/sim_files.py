@@ -513,6 +513,9 @@ class SimFiles:
     def identity(self) -> Identity:
         return Identity(self.boot_id, self.pid, self.pid * 7, 1, self.host, self.user)
 
+    def process(self) -> int:
+        return self.pid
+
     def process_start(self, pid: int) -> int | None:
         return pid * 7 if pid in self.living else None
 
