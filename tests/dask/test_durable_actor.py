@@ -23,7 +23,6 @@ from daskqueue_core.queue import Accepted, Demand, Full, Lease
 from daskqueue_core.states import MessageState
 from daskqueue_storage.errors import DiskFullError, FencedError, WriterFailedError
 from daskqueue_storage.files import OsFiles
-from daskqueue_storage.turn import Turn
 
 T = TypeVar("T")
 LONG = 60.0  # seconds nobody waits: what is awaited comes, or LIMIT ends the test
@@ -498,12 +497,16 @@ def test_the_event_loop_never_takes_the_queues_turn(run: Run) -> None:
         me = threading.get_ident()
         taken: list[int] = []
 
-        class NotingTurn(Turn):
-            def take(self) -> None:
-                taken.append(threading.get_ident())
-                super().take()
+        class NotingLock:
+            def __init__(self) -> None:
+                self.lock = threading.RLock()
+                self.release = self.lock.release
 
-        actor.queue._turn = NotingTurn()
+            def acquire(self) -> None:
+                taken.append(threading.get_ident())
+                self.lock.acquire()
+
+        actor.queue._turn.lock = NotingLock()  # type: ignore[assignment]
         poll = asyncio.ensure_future(actor.poll(1, wait=LONG))
         lease = await parked(actor, actor.lease(1, owner="a", ttl=20 * MS, near=True, wait=LONG))
         await actor.admit(calls(0), producer=7, number=0)

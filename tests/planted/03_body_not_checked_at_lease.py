@@ -4,12 +4,12 @@ FIRST = "test_queue.py"
 EDITS = [
     (
         "shelf.py",
-        "            if len(body) == header.blen and crc32(body) == header.bcrc:\n",
-        "            if len(body) == header.blen:\n",
+        "    if len(body) != header.blen or crc32(body) != header.bcrc:\n",
+        "    if len(body) != header.blen:\n",
     ),
     (
-        "singles.py",
-        " or crc32(body) != header.bcrc:",
+        "format.py",
+        " or crc32(body) != bcrc:",
         ":",
     ),
 ]

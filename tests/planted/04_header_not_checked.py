@@ -10,4 +10,9 @@ EDITS = [
 """,
         "",
     ),
+    (
+        "format.py",
+        "    return body if crc32(data[8:RECORD_HEADER_SIZE], salt) == hcrc else None\n",
+        "    return body\n",
+    ),
 ]

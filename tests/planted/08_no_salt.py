@@ -12,4 +12,9 @@ EDITS = [
         "crc32(data[at + 8 : at + RECORD_HEADER_SIZE], salt)",
         "crc32(data[at + 8 : at + RECORD_HEADER_SIZE])",
     ),
+    (
+        "format.py",
+        "crc32(data[8:RECORD_HEADER_SIZE], salt)",
+        "crc32(data[8:RECORD_HEADER_SIZE])",
+    ),
 ]

@@ -6,10 +6,10 @@ EDITS = [
         "journal.py",
         """\
         self._await_put()
-        super()._commit(event)
+        self._ledger.commit(event.base + event.count)
 """,
         """\
-        super()._commit(event)
+        self._ledger.commit(event.base + event.count)
         self._await_put()
 """,
     ),

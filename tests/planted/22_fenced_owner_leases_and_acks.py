@@ -4,7 +4,7 @@ FIRST = "test_durable_processes.py"
 EDITS = [
     (
         "journal.py",
-        "            store.index.verify()  # it may be lost, but who was replaced may not even say it\n",
+        "            index.verify()  # it may be lost, but who was replaced may not even say it\n",
         "            pass\n",
     ),
 ]

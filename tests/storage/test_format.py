@@ -1,5 +1,7 @@
 """Headers, seals and tables: exact bytes, round trips, and nothing that was not written verifies."""
 
+from zlib import crc32
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from daskqueue_storage.format import (
     RecordType,
     Seal,
     SealedSegment,
+    body_of,
     decode_epoch,
     decode_file_header,
     decode_header,
@@ -88,6 +91,21 @@ def test_no_flipped_bit_verifies() -> None:
         assert decode_header(broken, 0, 64, 77) is None
         broken = (int.from_bytes(file, "little") ^ flip).to_bytes(64, "little")
         assert decode_file_header(broken) is None
+
+
+def test_the_body_of_one_record() -> None:
+    """Of a record that verifies in its place, and of nothing else: no flipped bit, no byte more or less."""
+    body, salt = b"12345678", record_salt(UUID, 1, 1)
+    data = encode_header(RecordHeader(1, 0x41, 0, 1, 64, 0, 0, 1, 1, len(body), crc32(body), 8), salt) + body
+    assert body_of(data, 64, 8, salt) == body
+    for bit in range(8 * len(data)):
+        broken = (int.from_bytes(data, "little") ^ 1 << bit).to_bytes(len(data), "little")
+        assert body_of(broken, 64, 8, salt) is None
+    for other in (data[:-1], data + b"9", data[:64], b""):
+        assert body_of(other, 64, 8, salt) is None
+    assert body_of(data, 72, 8, salt) is None
+    assert body_of(data[:-1], 64, 7, salt) is None
+    assert body_of(data, 64, 8, record_salt(UUID, 2, 1)) is None
 
 
 def test_a_record_verifies_in_its_place_only() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskqueue_core.batch import Batch, Keep, Kind, lengths_column, times_column
+from daskqueue_core.batch import Batch, Keep, Kind, lengths_column, single, times_column
 from daskqueue_core.events import (
     Acked,
     Blame,
@@ -141,6 +141,22 @@ def test_the_short_way_writes_the_same(data: st.DataObject, owner: str, time: in
         short = draft_puts(put, [part])
         patch.setattr(records, "SHORT", 0)
         assert [written(each) for each in short] == [written(each) for each in draft_puts(put, [part])]
+
+
+@given(st.binary(max_size=300), times, st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_single_is_written_as_others_are(body: bytes, time: int, as_view: bool) -> None:
+    """One message that asks for nothing special has a way of its own, to the same bytes."""
+    batch = single(memoryview(body) if as_view else body)
+    assert batch == Batch(1, body, lengths_column([body]))
+    put = Put(time, 7, 1)
+    [short] = draft_puts(put, [batch])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batch, "is_plain", False)
+        [long] = draft_puts(put, [batch])
+    assert written(short) == written(long)
+    [numbered] = draft_puts(put._replace(producer=5, number=6), [batch])
+    assert put_of(*written(numbered, 7)).producer == (5, 6)
 
 
 def test_a_put_without_messages() -> None:

@@ -38,6 +38,43 @@ def leased(queue: DurableQueue, limit: int = 10_000) -> dict[int, bytes]:
     )
 
 
+def test_an_entry_goes_on_when_all_of_it_has_ended() -> None:
+    """A queue that is worked off message by message makes no new entry for each; after something else it does."""
+    queue = opened(SimFiles())
+    for at in range(3):
+        queue.put(b"%d" % at)
+        assert [(entry.base, entry.stop, entry.live) for entry in queue._payloads.singles()] == [(0, at + 1, 1)]
+        assert leased(queue, 1) == {at: b"%d" % at}
+        queue.validate()
+        assert queue.ack(queue._ledger.next_lease - 1) == 1
+        queue.validate()
+        assert queue._payloads.singles() == []
+    queue.put_many([b"two", b"of them"])
+    queue.put(b"5")
+    assert [(entry.base, entry.stop) for entry in queue._payloads.singles()] == [(5, 6)]
+    queue.put(b"6")
+    queue.close()
+    again = opened(queue._store.files)
+    assert leased(again) == {3: b"two", 4: b"of them", 5: b"5", 6: b"6"}
+    again.validate()
+
+
+def test_an_entry_that_goes_on_is_found_again() -> None:
+    """Also when the index of entries was tidied meanwhile."""
+    queue = opened(SimFiles())
+    for _ in range(64):
+        queue.put_many([b"a", b"b"])
+    queue.put(b"c")
+    while queue.ready:
+        lease = queue.lease(2)
+        assert lease is not None
+        queue.ack(lease)
+    assert queue._payloads._bases == []
+    queue.put(b"d")
+    assert leased(queue) == {129: b"d"}
+    queue.validate()
+
+
 def test_they_share_an_entry() -> None:
     """Sizes and delays may differ; what a message is for may not, nor who hears of it, nor its segment."""
     queue = opened(SimFiles(), segment_bytes=4096)

@@ -35,6 +35,7 @@ __all__ = [
     "RecordType",
     "Seal",
     "SealedSegment",
+    "body_of",
     "decode_epoch",
     "decode_file_header",
     "decode_header",
@@ -60,6 +61,9 @@ _FILE_HEADER = Struct("<8sHHI16sQQIII")
 _RECORD_HEADER = Struct("<4sIBBhIQQQQIIII")
 _COVERED = Struct("<BBhIQQQQIIII")
 _PREFIX = Struct("<4sI")
+_pack_covered: Final = _COVERED.pack
+_pack_prefix: Final = _PREFIX.pack
+_GIST = Struct("<4sI8xQ28xII4x")
 _U32 = Struct("<I")
 _SALTED = Struct("<QI")
 _SEAL = Struct("<QQQ")
@@ -242,8 +246,22 @@ def encode_header(header: RecordHeader, salt: int) -> bytes:
 
 def pack_header(fields: tuple[int, ...], salt: int) -> bytes:
     """As `encode_header`, of the fields of a `RecordHeader`: at every put, lease and ack."""
-    covered = _COVERED.pack(*fields)
-    return _PREFIX.pack(RECORD_MAGIC, crc32(covered, salt)) + covered
+    covered = _pack_covered(*fields)
+    return _pack_prefix(RECORD_MAGIC, crc32(covered, salt)) + covered
+
+
+def body_of(data: bytes, pos: int, blen: int, salt: int) -> bytes | None:
+    """The body of the one record that `data` is, with `blen` bytes in it, at `pos`; None if these are not its bytes.
+
+    As `decode_header` and a look at the body's checksum, without what else the header says.
+    """
+    if len(data) != RECORD_HEADER_SIZE + blen:
+        return None
+    magic, hcrc, own_pos, own_blen, bcrc = _GIST.unpack_from(data)
+    body = data[RECORD_HEADER_SIZE:]
+    if magic != RECORD_MAGIC or own_pos != pos or own_blen != blen or crc32(body) != bcrc:
+        return None
+    return body if crc32(data[8:RECORD_HEADER_SIZE], salt) == hcrc else None
 
 
 def decode_header(data: bytes | memoryview, at: int, pos: int, salt: int) -> RecordHeader | None:

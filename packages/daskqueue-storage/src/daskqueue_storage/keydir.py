@@ -74,7 +74,7 @@ class DiskEntry(Entry):
 
     def part(self, start: int, stop: int, have: Collection[int], attempts: bytes = b"") -> Part:
         """As `Entry.part`, read from the disk."""
-        if not self.batch.lengths and self.base in have:
+        if have and self.base in have and not self.batch.lengths:
             return super().part(start, stop, have, attempts)
         whole = self.shelf.whole
         if whole is None or whole.base != self.base:
@@ -135,10 +135,9 @@ class DiskPayloads(Payloads):
         self.unfinished[route] = self.unfinished.get(route, 0) + batch.count
         if may_join(batch):
             size = len(batch.body)
-            singles = self._singles_for(base, batch, put_at, route, place, place.blen - size)
-            before = singles.held
-            singles.add(place, size, place.blen - size)
-            self.nbytes += singles.held - before
+            extra = place.blen - size
+            singles = self._singles_for(base, batch, put_at, route, place, extra)
+            self.nbytes += singles.add(place, size, extra)
             return singles
         thin = self.shelf.intern(slim(batch, len(batch.body), len(batch.lengths)))
         entry = self._entries[base] = DiskEntry(self.shelf, place, base, thin, put_at, route)
@@ -165,12 +164,14 @@ class DiskPayloads(Payloads):
         if batch.ready_at or batch.expires_at or batch.ready_ats:  # the ledger has them
             batch = batch._replace(ready_at=0, ready_ats=b"", expires_at=0)
         singles = self._growing
-        if singles is None or self._entries.get(singles.base) is not singles:
-            singles = None
         if singles is None or not singles.takes(base, batch, route, place, extra):
             template = self.shelf.intern(batch._replace(body=b"", lengths=b""))
             singles = self._growing = self._entries[base] = Singles(self.shelf, base, template, put_at, route)
             self._bases.append(base)
+        elif not singles.known:  # it was let go with its last message, and nothing was put since
+            self._entries[singles.base] = singles
+            if not self._bases or self._bases[-1] != singles.base:
+                self._bases.append(singles.base)
         return singles
 
     def requeue(self, seq: int, template: Batch, body: bytes | None, key: str | None, life: int) -> None:
@@ -300,7 +301,7 @@ class DiskPayloads(Payloads):
             if entry.known and not entry.live:
                 entry.release()
             return
-        super()._let_go(entry, start, stop)
+        Payloads._let_go(self, entry, start, stop)
         if entry.live == 0 and isinstance(entry, DiskEntry) and entry.place is not None:
             self.shelf.release(entry.place)
             self.shelf.forget()

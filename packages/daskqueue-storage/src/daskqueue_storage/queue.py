@@ -20,7 +20,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Literal, TypeVar, cast
 
-from daskqueue_core.batch import Batch, Part, Run
+from daskqueue_core.batch import Batch, Part, Run, single
 from daskqueue_core.dead_letters import DeadLetter
 from daskqueue_core.handover import HandOver
 from daskqueue_core.names import TaskName
@@ -49,9 +49,7 @@ def _serialised(method: _F) -> _F:
 
     @wraps(method)
     def operation(self: DurableQueue, *args: Any, **options: Any) -> Any:
-        if self._turn.is_mine:  # part of another operation
-            return method(self, *args, **options)
-        with self._operation():
+        with self._in_turn:
             return method(self, *args, **options)
 
     return cast(_F, operation)
@@ -65,6 +63,8 @@ class DurableQueue(MaintainedQueue):
     since losing one costs no more than a second run. `owners` keep their leases; what others held is ready again, and
     of those that are known to be `lost` it is suspect, as if the queue had lived on.
     """
+
+    # It has at most 30 attributes: Python finds those of an object with more, and its methods, more slowly.
 
     report: RecoveryReport
     """What opening found."""
@@ -118,6 +118,7 @@ class DurableQueue(MaintainedQueue):
             allow_shared=allow_shared,
             on_damage=on_damage,
         )
+        store.shelf.much = segment_bytes >> 1
         try:
             super().__init__(
                 clock=clock if clock is not None else _steady(system),
@@ -147,7 +148,6 @@ class DurableQueue(MaintainedQueue):
     put_many = _serialised(TransientQueue.put_many)
     put_block = _serialised(TransientQueue.put_block)
     has_outcomes = _serialised(TransientQueue.has_outcomes)
-    ack = _serialised(TransientQueue.ack)
     nack = _serialised(TransientQueue.nack)
     settle = _serialised(TransientQueue.settle)
     release = _serialised(TransientQueue.release)
@@ -169,11 +169,15 @@ class DurableQueue(MaintainedQueue):
     depth = _serialised(TransientQueue.depth)
     validate = _serialised(TransientQueue.validate)
 
+    def put(self, body: bytes) -> int:
+        """As `TransientQueue.put`."""
+        batch = single(body)
+        with self._in_turn:
+            return self._put_local(batch)
+
     def admit(self, batches: Sequence[Batch], *, producer: int | None = None, number: int = 0) -> PutAnswer:
         """As `TransientQueue.admit`. What another thread is putting under this number, or these keys, is safe too."""
-        if self._turn.is_mine:  # a put without either
-            return super().admit(batches, producer=producer, number=number)
-        with self._operation():
+        with self._in_turn:
             before = self._ledger.puts
             answer = super().admit(batches, producer=producer, number=number)
             if isinstance(answer, Accepted) and self._putting is not None:
@@ -222,21 +226,27 @@ class DurableQueue(MaintainedQueue):
         suspects: bool = True,
     ) -> Lease | None:
         """As `TransientQueue.lease`, with payloads from the disk. What cannot be read fails, the next is taken."""
-        with self._operation():
+        if limit > MAX_COUNT:
+            limit = MAX_COUNT
+        with self._in_turn:
             while True:
-                lease = super().lease(
-                    min(limit, MAX_COUNT),
-                    owner=owner,
-                    request=request,
-                    ttl=ttl,
-                    demand=demand,
-                    once=once,
-                    suspects=suspects,
-                )
+                lease = self._lease(limit, owner, request, ttl, demand, once, suspects)
                 if lease is None or lease.parts:
                     return lease
 
+    def ack(self, lease: int | Lease, ids: Sequence[int] | None = None) -> int:
+        """As `TransientQueue.ack`."""
+        with self._in_turn:
+            return TransientQueue.ack(self, lease, ids)
+
     def _parts(self, runs: Sequence[Run], have: Collection[int]) -> tuple[Part, ...]:
+        try:
+            return TransientQueue._parts(self, runs, have)
+        except DamagedRecord:
+            return self._undamaged_parts(runs, have)
+
+    def _undamaged_parts(self, runs: Sequence[Run], have: Collection[int]) -> tuple[Part, ...]:
+        """Of messages some of which cannot be read: these fail."""
         parts: list[Part] = []
         for run in runs:
             for entry, start, stop in self._payloads.pieces([run]):

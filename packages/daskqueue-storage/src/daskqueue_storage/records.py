@@ -47,9 +47,19 @@ from daskqueue_core.outcomes import Failure, Report
 from daskqueue_storage import plain
 from daskqueue_storage.body import Contents, Draft, Ext, draft, parse
 from daskqueue_storage.format import MAX_COUNT, Flag, RecordHeader, RecordType
-from daskqueue_storage.packed import PLACE, SHORT, acked, delivered, put_attributes
+from daskqueue_storage.packed import PLACE, SHORT, acked, delivered, put_attributes, single
 
-__all__ = ["PutRecord", "Sizes", "draft_copy", "draft_events", "draft_puts", "event_of", "payload_of", "put_of"]
+__all__ = [
+    "PutRecord",
+    "Sizes",
+    "draft_copy",
+    "draft_events",
+    "draft_packed",
+    "draft_puts",
+    "event_of",
+    "payload_of",
+    "put_of",
+]
 
 INLINE_SHARED: Final = 8192  # what is larger does not fit the attributes
 _U64 = Struct("<Q")
@@ -106,6 +116,9 @@ def draft_puts(event: Put, batches: Sequence[Batch]) -> list[Draft]:
     """The records of a put: one for each batch, one without messages if there is none."""
     if not batches:
         return [_draft_put(event, Batch(0, b""), 0)]
+    first = batches[0]
+    if len(batches) == 1 == first.count and first.lengths and event.producer is None and first.is_plain:
+        return [single(event, bytes(first.body))]
     last = len(batches) - 1
     return [_draft_put(event, batch, last - at, goes_on=at > 0) for at, batch in enumerate(batches)]
 
@@ -247,19 +260,25 @@ def payload_of(header: RecordHeader, body: bytes | memoryview, sizes: Sizes) -> 
 # ------------------------------------------------------------------------------------------------------ all the others
 
 
+def draft_packed(event: Event, ride: Ride, puts: int) -> Draft | None:
+    """The record of a lease, or of an ack without values, as nearly all of them are; None of anything else."""
+    kind = event.__class__
+    if kind is Delivered:
+        return delivered(event, puts)  # type: ignore[arg-type]  # mypy does not know what `kind` says
+    if kind is Acked and (ride is None or not isinstance(ride, Report) or not ride.values):
+        return acked(event, puts)  # type: ignore[arg-type]
+    return None
+
+
 def draft_events(event: Event, ride: Ride, puts: int) -> list[Draft]:
     """The record of an event that is no put; some, if it is about more messages than a record holds.
 
     `puts`: how many messages were put before it happened.
     """
     assert not isinstance(event, Put)
-    if len(event.runs) == 1:
-        if isinstance(event, Delivered) and len(event.owner) < SHORT and event.owner.isascii():
-            return [delivered(event, puts)]
-        if isinstance(event, Acked) and (not isinstance(ride, Report) or not ride.values):
-            start, stop = event.runs[0]
-            if stop - start <= MAX_COUNT:
-                return [acked(event, puts)]
+    packed = draft_packed(event, ride, puts)
+    if packed is not None:
+        return [packed]
     before = _U64.pack(puts)
     if isinstance(event, Delivered):
         ext = Ext(

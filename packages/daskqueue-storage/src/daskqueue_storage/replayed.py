@@ -13,8 +13,8 @@ What vanishes meanwhile was retired: `FileNotFoundError` (or ESTALE), and the ca
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Final, TypeVar
 
@@ -25,7 +25,6 @@ from daskqueue_core.queue import TransientQueue
 from daskqueue_core.runs import clean, difference
 from daskqueue_core.states import MessageState
 from daskqueue_storage.directory import uuid_text
-from daskqueue_storage.errors import ClosedError
 from daskqueue_storage.files import Files
 from daskqueue_storage.keydir import DiskPayloads, Shelf
 from daskqueue_storage.queue import DurableQueue
@@ -127,9 +126,10 @@ class Replayed(DurableQueue):
     def __init__(self, store: LookedAt, clock: Callable[[], int]) -> None:
         self._store = store
         self._turn = Turn()
+        self._maintain(sys.maxsize)
         self._closed = False
         self._stop_timer = lambda: None
-        self._covered = self._grown = self._last_size = 0
+        self._grown = 0
         TransientQueue.__init__(
             self,
             clock=clock,
@@ -164,13 +164,8 @@ class Replayed(DurableQueue):
     def _commit(self, event: Put) -> None:
         """There is no disk to wait for."""
 
-    @contextmanager
-    def _operation(self) -> Iterator[None]:
-        """No more than looking: nothing to commit, and nothing of the directory is ours to look after."""
-        with self._turn:
-            if self._closed:
-                raise ClosedError(self._store.root)
-            yield
+    def _look_after(self) -> None:
+        """Nothing of the directory is ours."""
 
     def close(self) -> None:
         """Let go of the files."""

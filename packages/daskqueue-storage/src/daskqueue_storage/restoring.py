@@ -24,8 +24,6 @@ class RestoredQueue(JournaledQueue):
 
     taken_back: int = 0
     """Messages that were delivered when the directory was left, to owners that are not here any more."""
-    _covered = 0
-    """The first record number of the log that no event here has come from."""
 
     def _restore(self) -> None:
         """Hold what the directory says."""
@@ -34,12 +32,12 @@ class RestoredQueue(JournaledQueue):
             self._payloads.places = dict(snapshot.places)
             self._payloads.singles_rows = snapshot.singles
             self._load(snapshot.state)
-            self._covered = snapshot.covered
+            store.covered = snapshot.covered
         puts, moved = store.puts(self._payloads.knows)
         for base, place in moved.items():
             self._payloads.move(base, place)
         if store.shelf.segments:
-            self._covered = max(self._covered, store.shelf.segments[-1].last_rno + 1)
+            store.covered = max(store.covered, store.shelf.segments[-1].last_rno + 1)
         self._payloads.places.clear()
         waiting, now = deque(puts), self._clock()
         for event, ride, before in store.events():

@@ -8,7 +8,7 @@ this very reading.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import sys
 from functools import partial
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -21,7 +21,7 @@ from daskqueue_storage.format import RECORD_HEADER_SIZE, RecordHeader, decode_he
 from daskqueue_storage.report import Damage
 from daskqueue_storage.segment import SegmentInfo
 
-__all__ = ["Absent", "Place", "Shelf", "slim"]
+__all__ = ["Absent", "Place", "Shelf", "slim", "verified"]
 
 _HANDLES: Final = 32
 _INTERNED: Final = 256
@@ -60,13 +60,25 @@ def slim(batch: Batch, body: int, lengths: int) -> Batch:
     return Batch._make((batch.count, Absent(body), Absent(lengths) if lengths else b"", *batch[_BEHIND_LENGTHS:]))
 
 
+def verified(data: bytes, at: int, place: Place) -> tuple[RecordHeader, memoryview] | None:
+    """The record that is to be at `place`, from `data[at:]`, and a view of its body; None if there is no whole one."""
+    header = decode_header(data, at, place.pos, place.segment.salt)
+    if header is None:
+        return None
+    at += RECORD_HEADER_SIZE
+    body = memoryview(data)[at : at + header.blen]
+    if len(body) != header.blen or crc32(body) != header.bcrc:
+        return None
+    return header, body
+
+
 class Shelf:
     """The LogSegments of a queue: reads records, counts what is needed of each segment. The queue's turn guards it."""
 
     def __init__(self, files: Files, root: str, on_damage: list[Damage]) -> None:
         self._files = files
         self._root = root
-        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._handles: dict[str, int] = {}  # by path, the one that was opened longest ago first
         self._last: tuple[Place, RecordHeader, memoryview] | None = None
         self.whole: Entry | None = None
         """The batch that was read and verified last, with its payload: it is often leased bit by bit."""
@@ -76,12 +88,20 @@ class Shelf:
         self.live_bytes: dict[int, int] = {}  # by segment number
         self.live = 0  # all of it
         self.freed = 0  # since somebody set it to 0
+        self.much = sys.maxsize  # bytes that are worth a look, when so many are freed
+        self.has_grown = False
+        """A put began a segment since somebody looked after them."""
+        self.emptied: SegmentInfo | None = None
+        """The last segment when nothing was needed any more."""
+        self.has_changed = True
+        """A segment came or went, much was freed, or nothing is needed any more: somebody may have to look after it."""
 
     def add(self, info: SegmentInfo) -> None:
         """One more, behind all others. Where its messages are is known to the entries."""
         info.index = None
         self.segments.append(info)
         self.live_bytes.setdefault(info.segno, 0)
+        self.has_changed = True
 
     def drop(self, count: int) -> None:
         """The first `count` are gone."""
@@ -92,6 +112,7 @@ class Shelf:
             if handle is not None and not self._files.soon(partial(self._files.close, handle)):
                 self._files.close(handle)
         del self.segments[:count]
+        self.has_changed = True
         self.forget()
 
     def hold(self, place: Place) -> None:
@@ -113,6 +134,8 @@ class Shelf:
             self.live_bytes[segment.segno] -= size
             self.live -= size
             self.freed += size
+            if self.freed >= self.much or (not self.live and len(self.segments) > 1):
+                self.has_changed = True
 
     def read(self, place: Place, base: int, count: int) -> tuple[RecordHeader, memoryview]:
         """A record, verified, and a view of its body; `DamagedRecord` if it does not."""
@@ -120,20 +143,26 @@ class Shelf:
         if last is not None and last[0] == place:
             return last[1:]
         data = self.bytes_at(place.segment, place.pos, RECORD_HEADER_SIZE + place.blen)
-        header = decode_header(data, 0, place.pos, place.segment.salt)
-        if header is not None:
-            body = memoryview(data)[RECORD_HEADER_SIZE : RECORD_HEADER_SIZE + header.blen]
-            if len(body) == header.blen and crc32(body) == header.bcrc:
-                self._last = place, header, body
-                return header, body
-        raise self.damage(place, base, count)
+        found = verified(data, 0, place)
+        if found is None:
+            raise self.damage(place, base, count)
+        self._last = place, *found
+        return found
 
     def bytes_at(self, segment: SegmentInfo, pos: int, size: int) -> bytes:
         """Bytes of a segment, not verified; none if it is gone."""
+        handle = self._handles.get(segment.path)
         try:
-            return read_or_zeros(self._files, self._handle(segment.path), size, pos)
+            if handle is None:
+                handle = self._open(segment.path)
+            data = self._files.read_at(handle, size, pos)
+            return data if len(data) == size else read_or_zeros(self._files, handle, size, pos)
         except FileNotFoundError:
             return b""
+        except OSError:
+            if handle is None:
+                raise
+            return read_or_zeros(self._files, handle, size, pos)
 
     def damage(self, place: Place, base: int, count: int) -> DamagedRecord:
         """The record of these messages does not verify: noted, and to be raised."""
@@ -168,12 +197,8 @@ class Shelf:
         self._handles.clear()
         self.forget()
 
-    def _handle(self, path: str) -> int:
-        handle = self._handles.get(path)
-        if handle is None:
-            handle = self._handles[path] = self._files.open(path)
-            if len(self._handles) > _HANDLES:
-                self._files.close(self._handles.popitem(last=False)[1])
-        else:
-            self._handles.move_to_end(path)
+    def _open(self, path: str) -> int:
+        handle = self._handles[path] = self._files.open(path)
+        if len(self._handles) > _HANDLES:
+            self._files.close(self._handles.pop(next(iter(self._handles))))
         return handle

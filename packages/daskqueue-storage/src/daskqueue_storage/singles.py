@@ -16,16 +16,15 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Collection, Iterator
-from typing import Final, NamedTuple
-from zlib import crc32
+from typing import Any, Final, NamedTuple
 
 from daskqueue_core.batch import Batch, Keep, Part, lengths_column
 from daskqueue_core.payloads import Entry
 from daskqueue_storage.errors import DamagedRecord
-from daskqueue_storage.format import RECORD_HEADER_SIZE, RecordHeader, decode_header, record_size
+from daskqueue_storage.format import RECORD_HEADER_SIZE, RecordHeader, body_of, record_size
 from daskqueue_storage.records import put_of
 from daskqueue_storage.segment import SegmentInfo
-from daskqueue_storage.shelf import Place, Shelf, slim
+from daskqueue_storage.shelf import Place, Shelf, slim, verified
 
 __all__ = ["MOST", "Singles", "SinglesRow", "may_join"]
 
@@ -33,8 +32,10 @@ MOST: Final = 4096
 """Messages in one entry: what the last of them keeps in memory is at most eight bytes for each."""
 
 _PIECE: Final = 1 << 20
-_BEFORE_CLIENT: Final = slice(Batch._fields.index("shared"), Batch._fields.index("client"))
-_BEHIND_FIRST: Final = slice(Batch._fields.index("keep"), None)
+_SHARED: Final = Batch._fields.index("shared")
+_CLIENT: Final = Batch._fields.index("client")
+_KEEP: Final = Batch._fields.index("keep")
+_new: Final = tuple.__new__  # half the time of a NamedTuple's own constructor
 _LENGTH_BYTES: Final = 4  # that a single takes beside its body, in the room of a queue
 
 
@@ -69,10 +70,14 @@ def may_join(batch: Batch) -> bool:
     return batch.count == 1 and batch.keep == Keep.NONE and bool(batch.lengths) and not batch.keys
 
 
+def _overhead(batch: Batch) -> int:
+    return _LENGTH_BYTES + len(batch.shared) + len(batch.control)
+
+
 class Singles(Entry):
     """Consecutive messages, each of which is a record."""
 
-    __slots__ = ("_extra", "_held", "_owners", "_positions", "_segment", "_shelf", "_sizes")
+    __slots__ = ("_extra", "_held", "_overhead", "_owners", "_positions", "_segment", "_shelf", "_sizes")
 
     def __init__(self, shelf: Shelf, base: int, batch: Batch, put_at: int, route: int) -> None:
         """Of a template, without any message yet."""
@@ -86,6 +91,7 @@ class Singles(Entry):
         self._sizes = array("I")  # of bodies
         self._extra = 0  # what a record's body has beside the message's
         self._held = 0
+        self._overhead = _overhead(batch)  # what each message takes beside its body
 
     # ------------------------------------------------------------------------------------------------------- growing
 
@@ -101,21 +107,24 @@ class Singles(Entry):
             and route == self.route
             and batch.client == mine.client
             and (not mine.client or batch.first == mine.first + base - self.base)
-            and batch[_BEFORE_CLIENT] == mine[_BEFORE_CLIENT]
-            and batch[_BEHIND_FIRST] == mine[_BEHIND_FIRST]
+            and batch[_SHARED:_CLIENT] == mine[_SHARED:_CLIENT]
+            and batch[_KEEP:] == mine[_KEEP:]
         )
 
-    def add(self, place: Place, size: int, extra: int) -> None:
-        """One more message: its body has `size` bytes, and its record's `extra` more."""
+    def add(self, place: Place, size: int, extra: int) -> int:
+        """One more message: its body has `size` bytes, and its record's `extra` more. Returns what is held by it."""
+        segment, pos, blen = place
         if not self._positions:
-            self._segment, self._extra = place.segment, extra
-        self._positions.append(place.pos)
+            self._segment, self._extra = segment, extra
+        self._positions.append(pos)
         self._sizes.append(size)
         self.stop += 1
         self.live += 1
         self.known += 1
-        self._held += size + self._overhead
-        self._shelf.hold(place)
+        held = size + self._overhead
+        self._held += held
+        self._shelf.hold_bytes(segment, RECORD_HEADER_SIZE + ((blen + 7) & ~7))
+        return held
 
     def add_many(self, segment: SegmentInfo, positions: array[int], sizes: array[int], extra: int) -> None:
         """As `add`, of some in one segment."""
@@ -171,22 +180,35 @@ class Singles(Entry):
 
     def part(self, start: int, stop: int, have: Collection[int], attempts: bytes = b"") -> Part:
         """As `Entry.part`, read from the disk. `DamagedRecord` names the one message that cannot be read."""
-        batch, lo = self.batch, start - self.base
-        bodies = [bytes(body) for _, _, body in self._read(lo, stop - self.base)]
-        return Part(
-            start,
-            stop,
-            self.base,
-            lo,
-            b"".join(bodies),
-            array("I", map(len, bodies)).tobytes(),
-            batch.shared,
-            batch.kind,
-            batch.function,
-            batch.control,
-            attempts,
-            batch.client,
-            batch.first + lo,
+        lo = start - self.base
+        if stop - start == 1:
+            body = self._read_one(lo)
+            lengths = len(body).to_bytes(4, sys.byteorder)
+        else:
+            bodies = [bytes(own) for _, _, own in self._read(lo, stop - self.base)]
+            body, lengths = b"".join(bodies), array("I", map(len, bodies)).tobytes()
+        batch = self.batch
+        row: tuple[Any, ...] = batch[_SHARED:_KEEP]
+        shared, kind, function, client, first = row
+        control = batch.control
+        return _new(
+            Part,
+            (
+                start,
+                stop,
+                self.base,
+                lo,
+                body,
+                lengths,
+                shared,
+                kind,
+                function,
+                control,
+                attempts,
+                client,
+                first + lo,
+                (),
+            ),
         )
 
     def single(self, seq: int) -> bytes | None:
@@ -230,6 +252,7 @@ class Singles(Entry):
     def release(self) -> None:
         """Nobody runs any of it."""
         self.batch = Batch(1, b"", client=self.batch.client, first=self.batch.first, keep=self.batch.keep)
+        self._overhead = _overhead(self.batch)
 
     def places(self) -> Iterator[tuple[int, Place]]:
         """Where each message is that somebody needs and whose record is not known to be damaged."""
@@ -243,6 +266,13 @@ class Singles(Entry):
     def let_go(self, start: int, stop: int) -> int:
         """Nobody needs the payloads of these any more; how much less is held."""
         lo, hi = start - self.base, stop - self.base
+        if hi - lo == 1 and self._owners is None and self._segment is not None:  # the common case
+            size = self._sizes[lo]
+            if self._positions[lo]:
+                self._shelf.release_bytes(self._segment, RECORD_HEADER_SIZE + ((self._extra + size + 7) & ~7))
+                self._positions[lo] = 0
+            self._held -= size + self._overhead
+            return size + self._overhead
         self.lose(start, stop)
         freed = sum(self._sizes[lo:hi]) + (hi - lo) * self._overhead
         self._held -= freed
@@ -252,11 +282,6 @@ class Singles(Entry):
         """The records of these are of no use."""
         positions, owners = self._positions, self._owners
         lo, hi = start - self.base, stop - self.base
-        if owners is None and self._segment is not None and hi - lo == 1:  # the common case
-            if positions[lo]:
-                self._shelf.release_bytes(self._segment, record_size(self._extra + self._sizes[lo]))
-            positions[lo] = 0
-            return
         if owners is None and self._segment is not None:
             extra, sizes = self._extra, self._sizes
             size = sum([record_size(extra + sizes[at]) for at in range(lo, hi) if positions[at]])
@@ -292,17 +317,29 @@ class Singles(Entry):
 
     # -------------------------------------------------------------------------------------------------- the machinery
 
-    @property
-    def _overhead(self) -> int:
-        return _LENGTH_BYTES + len(self.batch.shared) + len(self.batch.control)
-
     def _place(self, at: int) -> Place | None:
         """Where a record is; None if nobody needs it, or its segment went and it was not found elsewhere yet."""
         position = self._positions[at]
         segment = self._segment if self._owners is None else self._owners.get(at, self._segment)
         if not position or segment is None:
             return None
-        return Place(segment, position, self._extra + self._sizes[at])
+        return _new(Place, (segment, position, self._extra + self._sizes[at]))
+
+    def _read_one(self, at: int) -> bytes:
+        """The own bytes of one message, verified."""
+        position, segment = self._positions[at], self._segment
+        place: Place | None
+        if position and segment is not None and self._owners is None:  # the common case
+            place = _new(Place, (segment, position, self._extra + self._sizes[at]))
+        else:
+            place = self._place(at)
+            if place is None:
+                raise DamagedRecord(f"message {self.base + at}", 0, self.base + at, self.base + at + 1)
+        segment, pos, blen = place
+        body = body_of(self._shelf.bytes_at(segment, pos, RECORD_HEADER_SIZE + blen), pos, blen, segment.salt)
+        if body is None:
+            raise self._shelf.damage(place, self.base + at, 1)
+        return body[self._extra :]
 
     def _read(self, lo: int, hi: int) -> list[tuple[RecordHeader, memoryview, memoryview]]:
         """Header, body, and the message's own bytes; verified."""
@@ -317,16 +354,15 @@ class Singles(Entry):
                 stop += record_size(self._extra + self._sizes[up_to])
                 up_to += 1
             data = self._shelf.bytes_at(first.segment, first.pos, stop - first.pos)
-            view = memoryview(data)
-            salt, at = first.segment.salt, 0
+            at = 0
             for index in range(lo, up_to):
                 size = self._extra + self._sizes[index]
-                header = decode_header(data, at, first.pos + at, salt)
-                body = view[at + RECORD_HEADER_SIZE : at + RECORD_HEADER_SIZE + size]
-                if header is None or header.blen != size or len(body) != size or crc32(body) != header.bcrc:
-                    place = Place(first.segment, first.pos + at, size)
+                place = _new(Place, (first.segment, first.pos + at, size))
+                record = verified(data, at, place)
+                if record is None or len(record[1]) != size:
                     raise self._shelf.damage(place, self.base + index, 1)
+                header, body = record
                 found.append((header, body, body[self._extra :]))
-                at += record_size(size)
+                at += RECORD_HEADER_SIZE + ((size + 7) & ~7)
             lo = up_to
         return found

@@ -53,6 +53,10 @@ class QueueStore:
 
     log: LogWriter
     index: LogWriter
+    covered = 0
+    """The first record number of the log that no event in memory has come from."""
+    snapshot_size = 0
+    """Of the last that was written here."""
 
     def __init__(
         self,
@@ -278,6 +282,7 @@ class QueueStore:
         placed = self.index.append(draft(RecordType.SNAPSHOT, block=body))
         self.index.sync()
         self.snapshots = [*self.snapshots[-1:], (placed.segment.segno, covered)]
+        self.snapshot_size = len(body)
         oldest = self.snapshots[0][0]
         count = sum(info.segno < oldest for info in self.index_segments)
         if count and len(self.snapshots) == 2:
@@ -325,6 +330,8 @@ class QueueStore:
             self.index.begin()  # while there is room: consumers need it
         if self.index.is_short and not self.index.has_reserve():
             raise DiskFullError(self.root, "no room but for what consumers have to say")
+        if len(drafts) == 1:
+            return [self.log.append(drafts[0])]
         with self.log.lock:
             return [self.log.append(one) for one in drafts]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import get_ident
+
+from daskqueue_storage.writer import Placed
 
 __all__ = ["Turn"]
 
@@ -17,32 +18,25 @@ __all__ = ["Turn"]
 class Turn:
     """Whose turn it is."""
 
-    __slots__ = ("_holder", "_lock", "depth")
+    __slots__ = ("depth", "last", "lock", "owed")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder = 0
+        self.lock = threading.RLock()
         self.depth = 0
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether this thread has it."""
-        return self._holder == get_ident()
+        self.owed: Placed | None = None
+        """What was recorded in this turn and must last."""
+        self.last: Placed | None = None
+        """The same, of all turns."""
 
     def take(self) -> None:
         """Wait for it, unless this thread has it already."""
-        me = get_ident()
-        if self._holder != me:
-            self._lock.acquire()
-            self._holder = me
+        self.lock.acquire()
         self.depth += 1
 
     def leave(self) -> None:
         """Give back one `take`."""
         self.depth -= 1
-        if not self.depth:
-            self._holder = 0
-            self._lock.release()
+        self.lock.release()
 
     def __enter__(self) -> Turn:
         self.take()
@@ -55,10 +49,11 @@ class Turn:
     def away(self) -> Iterator[None]:
         """Others may have it until the end of the block."""
         depth, self.depth = self.depth, 0
-        me, self._holder = self._holder, 0
-        self._lock.release()
+        for _ in range(depth):
+            self.lock.release()
         try:
             yield
         finally:
-            self._lock.acquire()
-            self._holder, self.depth = me, depth
+            for _ in range(depth):
+                self.lock.acquire()
+            self.depth = depth

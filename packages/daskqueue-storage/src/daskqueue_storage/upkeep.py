@@ -17,7 +17,6 @@ from daskqueue_storage.index import encode_snapshot
 from daskqueue_storage.keydir import Needed, Place
 from daskqueue_storage.records import draft_copy
 from daskqueue_storage.restoring import RestoredQueue
-from daskqueue_storage.segment import SegmentInfo
 
 __all__ = ["MaintainedQueue"]
 
@@ -33,8 +32,6 @@ class MaintainedQueue(RestoredQueue):
     """A queue in a directory that does not grow beyond what it holds."""
 
     _closed = False
-    _last_size = 0  # of a snapshot
-    _emptied: SegmentInfo | None = None  # the last segment when nothing was needed any more
 
     def _maintain(self, segment_bytes: int) -> None:
         """From now on."""
@@ -44,7 +41,7 @@ class MaintainedQueue(RestoredQueue):
 
     def _operation(self) -> AbstractContextManager[None]:
         """Our turn; at its end what was recorded is as safe as it must be."""
-        return self._in_turn
+        return self._in_turn  # what is done for every message takes it itself: one call less
 
     def compact(self, max_bytes: int | None = None) -> int:
         """Copy what is needed out of old segments (at most about `max_bytes` of it) and delete them; how many went."""
@@ -60,11 +57,12 @@ class MaintainedQueue(RestoredQueue):
         if self._grown >= self._snapshot_at:
             self._tidy(self._snapshot)
         shelf = self._store.shelf
-        is_empty = not shelf.live and len(shelf.segments) > 1 and shelf.segments[-1] is not self._emptied
-        if self._rolled or is_empty or shelf.freed >= self._segment_bytes >> 1:
-            self._rolled, shelf.freed = False, 0
+        shelf.has_changed = False
+        is_empty = not shelf.live and len(shelf.segments) > 1 and shelf.segments[-1] is not shelf.emptied
+        if shelf.has_grown or is_empty or shelf.freed >= shelf.much:
+            shelf.has_grown, shelf.freed = False, 0
             if is_empty:  # tried once for each segment, whether it works or not
-                self._emptied = shelf.segments[-1]
+                shelf.emptied = shelf.segments[-1]
             self._tidy(self._make_room_on_disk)
 
     def _make_room_on_disk(self) -> None:
@@ -81,7 +79,7 @@ class MaintainedQueue(RestoredQueue):
                 if known == going:
                     break
                 free = sum(info.valid for info in store.shelf.segments[going:known])
-                if free < SNAPSHOT_SHARE * self._last_size and store.shelf.live:
+                if free < SNAPSHOT_SHARE * store.snapshot_size and store.shelf.live:
                     break
                 self._snapshot()
         finally:
@@ -129,7 +127,8 @@ class MaintainedQueue(RestoredQueue):
     def _snapshot(self) -> None:
         """All that is held, as one record."""
         # Whatever stands in the log by now is in here, or belongs to no put, or is no message.
-        self._covered = max(self._covered, self._store.log.next_rno)
+        store = self._store
+        store.covered = max(store.covered, store.log.next_rno)
         again = self._payloads.rows_again()
         state = HandOver(
             self.uuid,
@@ -150,14 +149,13 @@ class MaintainedQueue(RestoredQueue):
             self._retries,
             self._attempted,
         )
-        body = encode_snapshot(self._covered, state, self._payloads.batches(), self._payloads.singles())
+        body = encode_snapshot(store.covered, state, self._payloads.batches(), self._payloads.singles())
         self._grown = 0
         try:
-            self._store.write_snapshot(self._covered, body)
+            store.write_snapshot(store.covered, body)
         except RecordTooLarge as problem:
             _log.warning("%s: no snapshot, opening will take longer: %s", self._store.root, problem)
             return
-        self._last_size = len(body)
         self._snapshot_at = max(self._segment_bytes // INDEX_SHARE, SNAPSHOT_SHARE * len(body))
 
 
@@ -171,26 +169,24 @@ class _Operation:
 
     def __enter__(self) -> None:
         queue = self._queue
-        queue._turn.take()
+        turn = queue._turn
+        turn.lock.acquire()  # `take`, without the call
+        turn.depth += 1
         if queue._closed:
-            queue._turn.leave()
+            turn.leave()
             raise ClosedError(queue._store.root)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         queue = self._queue
+        turn = queue._turn
         owed = None
         try:
-            if kind is None and queue._turn.depth == 1:
-                owed, queue._owed = queue._owed, None
-                shelf = queue._store.shelf
-                if (
-                    queue._grown >= queue._snapshot_at
-                    or queue._rolled
-                    or shelf.freed >= queue._segment_bytes >> 1
-                    or (not shelf.live and len(shelf.segments) > 1 and shelf.segments[-1] is not queue._emptied)
-                ):
+            if kind is None and turn.depth == 1:
+                owed, turn.owed = turn.owed, None
+                if queue._grown >= queue._snapshot_at or queue._store.shelf.has_changed:
                     queue._look_after()
         finally:
-            queue._turn.leave()
+            turn.depth -= 1
+            turn.lock.release()
         if owed is not None:
             queue._store.index.commit(owed)
