@@ -179,6 +179,36 @@ def test_a_missing_file_is_noticed() -> None:
         assert path.endswith(".log") or len(there) == 8 or "idx" in path
 
 
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_end_of_the_log_is_gone(closed: bool, every: bool) -> None:
+    """A snapshot knows how much there was: the report says what is lost, and what is put from now on is not."""
+    files = SimFiles()
+    queue = opened(files)
+    for body in (b"first" * 900, b"last" * 900):  # a segment each
+        queue.put(body)
+    queue._snapshot()
+    if closed:
+        queue.close()
+    copy = files.crash("kill")
+    logs = [path for path in copy.tree() if "/log/" in path]
+    for path in logs if every else logs[1:]:
+        copy.edit(path, None)
+    with opened(copy) as queue:
+        assert queue.report.missing_files
+        assert (queue.stats().lost, queue.stats().ready) == (queue.report.lost_records, 2)
+        assert queue.stats().lost > 0
+        assert queue.report.reused_snapshot
+        seq = queue.put(b"new")
+    with opened(copy.crash("kill")) as queue:
+        lease = queue.lease(9)
+        assert lease is not None
+        bodies = [bytes(body) for part in lease.parts for body in part.bodies()]
+        assert bodies == ([b"new"] if every else [b"first" * 900, b"new"])
+        assert lease.ids[-1] == seq
+        assert len(queue.dead_letters()) == (2 if every else 1)
+
+
 def test_files_that_changed_places() -> None:
     """Two of one log, or of both: a record knows where it belongs, so it is damage and nothing else."""
     files = small_directory()

@@ -34,6 +34,9 @@ class QueueStats(NamedTuple):
     dead_bytes: int = 0  # of the exceptions in dead letters
     waiting: Waiting = ()
     oldest_ready_at: int = 0  # nanoseconds: when the oldest ready message was put; 0 if none is ready
+    lost: int = 0  # of a durable queue: records that were damaged or missing when it was opened
+    bytes: int = 0  # that its files take
+    segments: int = 0  # how many files
 
     @property
     def unfinished(self) -> int:

@@ -27,6 +27,7 @@ from daskqueue_core.names import TaskName
 from daskqueue_core.outcomes import Cursor, Outcome, Outcomes
 from daskqueue_core.protocols import DEFAULT_TTL, REPLY_BYTES, Accepted, Demand, Lease, PutAnswer
 from daskqueue_core.queue import TransientQueue
+from daskqueue_core.stats import QueueStats
 from daskqueue_storage.access import at_the_door
 from daskqueue_storage.directory import uuid_text
 from daskqueue_storage.errors import DamagedRecord
@@ -165,7 +166,6 @@ class DurableQueue(MaintainedQueue):
     forget_tasks = _serialised(TransientQueue.forget_tasks)
     requeue = _serialised(TransientQueue.requeue)
     purge = _serialised(TransientQueue.purge)
-    stats = _serialised(TransientQueue.stats)
     depth = _serialised(TransientQueue.depth)
     validate = _serialised(TransientQueue.validate)
 
@@ -185,6 +185,12 @@ class DurableQueue(MaintainedQueue):
                 if not new:
                     self._await_put()
             return answer
+
+    def stats(self) -> QueueStats:
+        """As `TransientQueue.stats`, with what the files are."""
+        with self._in_turn:
+            store, lost = self._store, self.report.lost_records
+            return super().stats()._replace(lost=lost, bytes=store.size_bytes, segments=store.segments)
 
     def poll(self, client: int, cursor: Cursor | None = None, limit_bytes: int = REPLY_BYTES) -> Outcomes:
         """As `TransientQueue.poll`. What was acknowledged is told once more after a crash, not after `close`."""

@@ -43,6 +43,7 @@ class RecoveryReport(NamedTuple):
     stale_files: tuple[str, ...] = ()  # begun by a writer that had been replaced; ignored
     foreign_files: tuple[str, ...] = ()  # not ours; ignored
     seconds: float = 0.0
+    reused_snapshot: bool = False  # else all that is there was replayed
 
     @property
     def whole(self) -> bool:

@@ -133,6 +133,7 @@ class QueueStore:
         self.index_segments = list(self._found["index"].segments)
         self.by_number = {info.segno: info for info in self.shelf.segments}
         self.snapshot = self._newest_snapshot()
+        self._miss_the_end()
         self._began = began
         self._complaints = complaints
 
@@ -155,6 +156,16 @@ class QueueStore:
                 self.snapshots = [(info.segno, newest[0].covered)]
                 return newest[0]
         return None
+
+    def _miss_the_end(self) -> None:
+        """A snapshot was written when all that it knows of the log was on the disk: what is not there now is lost."""
+        found, covered = self._found["log"], self.snapshot.covered if self.snapshot is not None else 0
+        lost = covered - found.origin.next_rno
+        if lost > 0:
+            told = expect_clean(found._replace(report=found.report._replace(clean=False)), f"{self.root}/log")
+            report = told.report._replace(clean=found.report.clean, lost_records=found.report.lost_records + lost)
+            # Numbers that were given are not given again: the snapshot would take what comes for what it knows.
+            self._found["log"] = found._replace(report=report, origin=found.origin._replace(next_rno=covered))
 
     def puts(self, knows: Callable[[int], bool]) -> tuple[list[FoundPut | FoundSingles], dict[int, Place]]:
         """The puts the snapshot does not know, in their order, and where batches were moved since.
@@ -267,6 +278,7 @@ class QueueStore:
             log.stale_files + index.stale_files,
             log.foreign_files + index.foreign_files,
             (self.files.boot_ns() - self._began) / 1e9,
+            self.snapshot is not None,
         )
 
     @property
@@ -334,6 +346,11 @@ class QueueStore:
             return [self.log.append(drafts[0])]
         with self.log.lock:
             return [self.log.append(one) for one in drafts]
+
+    @property
+    def segments(self) -> int:
+        """How many files both logs have."""
+        return len(self.shelf.segments) + len(self.index_segments)
 
     @property
     def size_bytes(self) -> int:
