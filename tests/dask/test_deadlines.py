@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -248,6 +249,32 @@ def test_a_strike_that_has_not_arrived_is_taken_back() -> None:
     dog.start()
     in_thread(body)
     dog.join(LIMIT)
+
+
+TRACED = """
+import sys, threading, time
+from daskqueue.worker.deadlines import thread_watch
+from daskqueue_core.errors import TaskTimeout
+
+watch = thread_watch(1.0)
+watch.begin(0)
+try:
+    threading.Thread(target=watch.look, args=(time.monotonic() + 2.0,)).start()
+    threading.Event().wait(60)
+except TaskTimeout:
+    print(watch.end())
+seen = []
+sys.settrace(lambda frame, event, argument: seen.append(event))
+(lambda: None)()
+sys.settrace(None)
+print(seen)
+"""
+
+
+def test_a_tracer_after_a_strike() -> None:
+    """A debugger, or coverage: the interpreter does not look out for what will never come, which on 3.11 is a hang."""
+    done = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.stdout.split("\n", 1) == ["True", "['call']\n"], done.stderr
 
 
 @pytest.fixture
