@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -149,7 +150,10 @@ def test_lease_timeout(
 
 
 class HoldingTheGil:
-    """A task that lets nothing else run in its process for some seconds if that is `pid`; elsewhere it waits."""
+    """A task that lets nothing else run in its process for some seconds if that is `pid`; elsewhere it waits.
+
+    Not before it waits there: the queue, which is in that process, would give nothing to anybody.
+    """
 
     def __init__(self, oracle: Oracle, pid: int | None, seconds: float, gate: Any) -> None:
         self.oracle = oracle
@@ -161,6 +165,9 @@ class HoldingTheGil:
         """Where it ran."""
         self.oracle.mark(n)
         if os.getpid() == self.pid:
+            until = time.monotonic() + LIMIT
+            while not self.gate.count("came") and time.monotonic() < until:
+                threading.Event().wait(0.01)
             ctypes.PyDLL(None).usleep(int(self.seconds * 1e6))
         else:
             self.gate(n)
