@@ -535,7 +535,7 @@ class Walk(RuleBasedStateMachine):
         if len(snapshots) < 2:
             return
         copy = self.files.crash("kill")
-        [path] = [path for path in copy.tree() if f"/{snapshots[-1][0]:016x}-" in path and path.endswith(".idx")]
+        [path] = [info.path for info in self.queue._store.index_segments if info.segno == snapshots[-1][0]]
         data = bytearray(copy.tree()[path])
         header = decode_file_header(bytes(data[:64]))
         assert header is not None

@@ -269,6 +269,23 @@ def test_a_full_disk_changes_nothing() -> None:
         assert bodies(again) == [b"a", b"d"]
 
 
+@pytest.mark.parametrize("room", range(72, 400, 16))
+def test_a_first_segment_that_finds_no_room(room: int) -> None:
+    """Its name may come back with the power, though it was deleted: nothing is missing then."""
+    files = SimFiles()
+    queue = opened(files)
+    files.free = sum(map(len, files.tree().values())) + room
+    with pytest.raises(DiskFullError):
+        queue.put(b"x" * 300)
+    files.free = None
+    queue.close()
+    for mode in ("kill", "ordered", "chaos"):
+        for seed in range(5):
+            with opened(files.crash(mode, seed)) as again:
+                assert again.report.whole, again.report
+                assert bodies(again) == []
+
+
 def test_a_failed_sync_is_told_and_opening_again_recovers() -> None:
     """The put raises and its message is not delivered; what was acknowledged is there."""
     files = SimFiles()

@@ -129,7 +129,7 @@ class LogWriter:
         self._on_segment = on_segment
         self._commit = Commit(files.sync)
         self._file: SegmentFile | None = None
-        self._next_segno = origin.next_segno
+        self._first_segno = self._next_segno = origin.next_segno
         self._next_rno = origin.next_rno
         self._last_time = origin.last_time
         self._unsealed = origin.unsealed
@@ -229,7 +229,8 @@ class LogWriter:
         """End the log cleanly, so that the next opener need not scan; whether that could be done."""
         with self.lock:
             if self._file is None:
-                return True  # nothing was written since it was found clean
+                # Nothing was written since it was found clean; but a name that was begun in vain may come back.
+                return self._next_segno == self._first_segno
             if self._commit.failure is not None:
                 return False
             try:
