@@ -164,6 +164,9 @@ def submit_all(client: Any, plan: Plan, where: str, ran: Oracle, heard: Oracle) 
         heard.mark("joined")
         values = pool.results()
         assert list(values.values()) == [3 * n for n in range(plan.tasks)], "by key, in submission order"
+        until = time.monotonic() + PATIENCE * SEEN_S
+        while not struck_file(where).exists() and time.monotonic() < until:  # so that there is a pool to strike at
+            threading.Event().wait(0.01)
     except (QueueLost, RuntimeError) as error:  # a RuntimeError where the pool is closed with its client
         if plan.who not in LOST:
             raise
@@ -172,7 +175,13 @@ def submit_all(client: Any, plan: Plan, where: str, ran: Oracle, heard: Oracle) 
         wait_for_callbacks()
         heard.mark("lost", type(error).__name__)
         return
-    pool.shutdown()
+    if plan.who not in LOST:
+        pool.shutdown()
+
+
+def struck_file(where: str) -> Path:
+    """Is there when it has happened."""
+    return Path(where).with_name("struck")
 
 
 # -------------------------------------------------------------------------------------------------------- the witnesses
@@ -281,6 +290,7 @@ def play(plan: Plan, folder: Path, nursery: Nursery, eventually: Callable[..., A
         index = chance.randrange(plan.n_queues)
         struck = eventually(lambda: cluster.find(plan.who, before.pool, index))
         dead, at = strike(plan, cluster, struck, chance)
+        struck_file(where).touch()
         if not plan.ends:
             dead = set()
         elif plan.who in ("both", "workers") and not (plan.nanny and plan.how == "kill"):
