@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from daskqueue.wire import nested
 from daskqueue.wire.link import Link, Route
 from daskqueue.wire.operations import INLINE_BYTES
 from daskqueue.worker import queue_actor
+from daskqueue.worker.chunk import Chunk
+from daskqueue.worker.slots import Slots
 
 LIMIT = 60
 LARGE = b"x" * (2 * INLINE_BYTES)
@@ -109,6 +112,26 @@ def test_who_is_flushed_when_a_task_ends_waits_for_no_outcomes(threads: Client, 
         nested.register(pool._connection)
         assert pool.submit(fill, 0).result(LIMIT) == b""
         assert (asked["admit_alone"], asked["admit"]) == (0, 1)
+
+
+def test_drained_when_all_is_handed_in(threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has ended its task has yet to say so: its consumers are not over before."""
+    ended, may_say_so = threading.Event(), threading.Event()
+    honest = Slots.next_after
+
+    def next_after(slots: Slots, chunk: Chunk) -> Chunk | None:
+        following = honest(slots, chunk)
+        ended.set()
+        assert may_say_so.wait(LIMIT)
+        return following
+
+    monkeypatch.setattr(Slots, "next_after", next_after)
+    with QueuePool(threads) as pool, ConsumerPool(threads, pool) as consumers:
+        future = pool.submit(fill, 0)
+        assert ended.wait(LIMIT)
+        assert not consumers.drain(timeout=0.2)
+        may_say_so.set()
+        assert future.result(LIMIT) == b""
 
 
 def test_a_queue_moves(victims: Any, eventually: Callable[..., Any]) -> None:

@@ -163,17 +163,23 @@ class ProducerStream:
 
     def _expect(self, pending: _Pending) -> None:
         """Where a key is in use, a queue takes the rest of a batch as batches of their own, and says so of them."""
-        first = pending.batch.first
-        self._pending[first] = pending
-        if pending.batch.keys:
-            self._inner.update(dict.fromkeys(range(first + 1, first + pending.batch.count), first))
+        self._pending[pending.batch.first] = pending
+        self._find_inside(pending.batch)
 
     def _expect_no_more(self, first: int) -> _Pending | None:
         pending = self._pending.pop(first, None)
-        if pending is not None and pending.batch.keys:
-            for number in range(first + 1, first + pending.batch.count):
-                self._inner.pop(number, None)
+        if pending is not None:
+            self._find_no_more(pending.batch)
         return pending
+
+    def _find_inside(self, batch: Batch) -> None:
+        if batch.keys:
+            self._inner.update(dict.fromkeys(range(batch.first + 1, batch.first + batch.count), batch.first))
+
+    def _find_no_more(self, batch: Batch) -> None:
+        if batch.keys:
+            for number in range(batch.first + 1, batch.first + batch.count):
+                self._inner.pop(number, None)
 
     def next_put(self) -> PutRequest | None:
         """The next put to send, if the window has room. Repeat it, as it is, until it is answered.
@@ -252,11 +258,13 @@ class ProducerStream:
         for start, stop in [*_within(unfinished, 0, lo), *_within(unfinished, hi, batch.count)]:
             part = batch.cut(start, stop)
             parts[part.first] = _Pending(part, sink, shift + start)
-        before, self._pending = self._pending, {}
-        self._inner.clear()
-        for number, other in before.items():
-            for each in parts.values() if number == first else (other,):
-                self._expect(each)
+        pending: dict[int, _Pending] = {}
+        for number, other in self._pending.items():
+            pending.update(parts if number == first else {number: other})
+        self._pending = pending
+        self._find_no_more(batch)
+        for entry in parts.values():
+            self._find_inside(entry.batch)
         del self._offered[at]
         for place, entry in enumerate(parts.values(), at):
             self._offered.insert(place, entry.batch)

@@ -167,7 +167,10 @@ class QueueProducing(QueueAdministration):
 
     def poll(self, client: int, cursor: Cursor | None = None, limit_bytes: int = REPLY_BYTES) -> Outcomes:
         """The outcomes of `client` after `cursor`, which acknowledges those up to it."""
-        return self._mail.poll(client, cursor, limit_bytes)
+        answer = self._mail.poll(client, cursor, limit_bytes)
+        if self._kept.nbytes + self._letters.nbytes > self._most:  # what is collected may go now
+            self._make_room()
+        return answer
 
     def has_outcomes(self, client: int) -> bool:
         """Whether `client` has something to read."""

@@ -410,7 +410,7 @@ def _compare(found: list[_Found], start: int, directory: str) -> RecoveryReport:
                 damaged.append(Damage(before.path, before.valid, before.valid, lost))
             else:
                 gone = range(before.segno + 1 if before else 1, info.segno)
-                missing += [f"{directory}/{segno:016x}-*" for segno in gone][-3:]
+                missing += [f"{directory}/{segno:016x}-*" for segno in gone][-3:] or [f"{directory}/* (the oldest)"]
                 lost_files += lost
         if item.header is None and info.valid:
             damaged.append(Damage(info.path, 0, FILE_HEADER_SIZE, 0))

@@ -124,8 +124,8 @@ class QueueStore:
         remove_garbage(files, root)
         self.uuid = header.uuid
         self._found: dict[str, Survey] = {}
-        for part in _PARTS:
-            found = survey(files, root, part, self.uuid, distrust_cache=lease.after_failure)
+        surveys = {part: survey(files, root, part, self.uuid, distrust_cache=lease.after_failure) for part in _PARTS}
+        for part, found in surveys.items():
             self._found[part] = expect_clean(found, f"{root}/{part}") if lease.after_clean else found
         for info in self._found["log"].segments:
             self.shelf.add(info)
@@ -133,7 +133,7 @@ class QueueStore:
         self.index_segments = list(self._found["index"].segments)
         self.by_number = {info.segno: info for info in self.shelf.segments}
         self.snapshot = self._newest_snapshot()
-        self._miss_the_end()
+        self._miss_the_end(surveys["log"])
         self._began = began
         self._complaints = complaints
 
@@ -157,9 +157,9 @@ class QueueStore:
                 return newest[0]
         return None
 
-    def _miss_the_end(self) -> None:
-        """A snapshot was written when all that it knows of the log was on the disk: what is not there now is lost."""
-        found, covered = self._found["log"], self.snapshot.covered if self.snapshot is not None else 0
+    def _miss_the_end(self, found: Survey) -> None:
+        """A snapshot was written when all that it knows of the log was on the disk: what is not `found` is lost."""
+        covered = self.snapshot.covered if self.snapshot is not None else 0
         lost = covered - found.origin.next_rno
         if lost > 0:
             told = expect_clean(found._replace(report=found.report._replace(clean=False)), f"{self.root}/log")

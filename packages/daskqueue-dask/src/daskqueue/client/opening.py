@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import uuid
@@ -57,12 +58,16 @@ async def open_pool(
 
 async def _say_what_was_found(connection: PoolConnection) -> None:
     """What a directory held, in the log of who opens it; aloud if something of it is damaged."""
-    for index in range(len(connection.route)):
+
+    async def say(index: int) -> None:
         with contextlib.suppress(DaskQueueError, PoolGone, SchedulerGone):  # whoever needs the queue meets that, too
             found = await connection.session.link.call(connection.route, index, "recovery", patience=FOUND_S)
             if found is not None:
                 level = logging.INFO if found.whole else logging.WARNING
                 logger.log(level, "queue %d in %s: %s", index, connection.options["dirpath"], found)
+
+    with contextlib.suppress(asyncio.TimeoutError):  # a host that hangs
+        await asyncio.wait_for(asyncio.gather(*map(say, range(len(connection.route)))), FOUND_S)
 
 
 async def attach_pool(session: Session, name: str, *, known: bool = False) -> PoolConnection:

@@ -64,6 +64,7 @@ class ConsumerActor:
         self._reporter = Reporter(node, route, node.queue_lost)
         self._leasing = Leasing(node, route, self, self._slots, self._reporter, once=spec["early_ack"])
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._out: set[Chunk] = set()  # begun, and their reports not handed in: a thread ends before it says so
         self._loop = asyncio.get_running_loop()
         retries = spec.get("retries", 0)
         self._retry_policy = RetryPolicy(max_attempts=1 + retries, backoff=RETRY_BACKOFF_S) if retries else None
@@ -120,7 +121,7 @@ class ConsumerActor:
         me = asyncio.current_task()
         if self._starting is not None:
             await asyncio.wait([self._starting])
-        while self._slots.running() or self._reporter or any(task is not me for task in self._tasks):
+        while self._out or self._reporter or any(task is not me for task in self._tasks):
             self.pump()
             self._something_ended = self._loop.create_future()
             others = [task for task in self._tasks if task is not me]
@@ -225,6 +226,7 @@ class ConsumerActor:
 
     def _begun(self, chunk: Chunk) -> None:
         """Watch a chunk that runs."""
+        self._out.add(chunk)
         loop = asyncio.get_running_loop()
         chunk.began_at = loop.time()
         prefetch = self._pacer.prefetch_after(chunk.function, chunk.count)
@@ -274,6 +276,7 @@ class ConsumerActor:
             self._pacer.observe(chunk.function, chunk.executed, chunk.seconds, chunk.nbytes)
             self._tempo.observe(chunk.executed, chunk.seconds, self._loop.time())
         self._reporter.add(chunk.index, chunk.uuid, chunk.lease, reports)
+        self._out.discard(chunk)
         if following is not None:
             self._begun(following)
         self.pump()

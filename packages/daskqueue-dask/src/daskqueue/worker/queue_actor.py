@@ -160,7 +160,10 @@ class QueueActor(QueueAdministration):
             if self._reminder is None:
                 self._reminder = asyncio.get_running_loop().call_later(REMIND_S, self._remind)
         outcomes = self.queue.poll(client, cursor, SOON_BYTES)
-        return outcomes if 0 < sum(outcome.nbytes for outcome in outcomes.outcomes) <= SOON_BYTES else None
+        if 0 < sum(outcome.nbytes for outcome in outcomes.outcomes) <= SOON_BYTES:
+            return outcomes
+        self._polls.wake()  # what is more comes by its poll, which waited beside this and has not heard of it
+        return None
 
     def _remind(self) -> None:
         """Who has something to read, or read it with the answer to a put and was silent since, hears by its poll."""
