@@ -122,7 +122,6 @@ def test_consumer_wakes_up(
         expected = "again" if finished else "late"
         assert futures[hung].result(LIMIT) == expected
         gate.open()
-        assert frozen.wait(LIMIT) is not None, "a worker that was given up ends"
         pool.join(timeout=LIMIT)
         assert [future.result(LIMIT) for future in futures] == [expected if n == hung else "plain" for n in range(40)]
         eventually(lambda: sum(stats.stale for stats in pool.stats()) >= 1)
