@@ -197,19 +197,20 @@ def client(shared_client: Client) -> Client:
     return shared_client
 
 
-def _let_overstay(seconds: float) -> float:
+def _pace(target: float, overstay: float) -> tuple[float, float]:
     from daskqueue_core import pacing
 
-    before, pacing.OVERSTAY_S = pacing.OVERSTAY_S, seconds  # type: ignore[misc]
+    before = pacing.TARGET_S, pacing.OVERSTAY_S
+    pacing.TARGET_S, pacing.OVERSTAY_S = target, overstay  # type: ignore[misc]
     return before
 
 
 @pytest.fixture
-def no_overstay(client: Client) -> Iterator[None]:
-    """A run gives nothing back by itself, however long it takes: only what the test does brings its tail back."""
-    before = max(client.run(_let_overstay, 1e6).values())
+def unpaced(client: Client) -> Iterator[None]:
+    """However slow a machine is: a lease is as large as it may be, and only what the test does brings its tail back."""
+    before = max(client.run(_pace, 1e3, 1e6).values())
     yield
-    client.run(_let_overstay, before)
+    client.run(_pace, *before)
 
 
 @pytest.fixture

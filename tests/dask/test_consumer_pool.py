@@ -250,7 +250,7 @@ def test_early_ack(client: Client, pool: QueuePool) -> None:
 # ------------------------------------------------------------------------------------------------------------- ends
 
 
-@pytest.mark.usefixtures("no_overstay")
+@pytest.mark.usefixtures("unpaced")
 def test_drain_loses_nothing(
     client: Client, pool: QueuePool, oracle: Any, gate: Any, eventually: Callable[..., Any]
 ) -> None:
