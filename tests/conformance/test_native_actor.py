@@ -29,9 +29,9 @@ class Facade:
 
 
 def _shorten_the_wait_of_early_puts() -> None:
-    from daskqueue.worker import queue_actor
+    from daskqueue.worker import puts
 
-    queue_actor.EARLY_WAIT_S = 0.01  # type: ignore[misc]
+    puts.EARLY_WAIT_S = 0.01  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from daskqueue.worker import queue_actor
+from daskqueue.worker import puts
 from daskqueue.worker.durable_actor import DurableActor
 from daskqueue.worker.hosted_queue import HostedQueue
 from daskqueue.worker.queue_actor import QueueActor
@@ -34,7 +34,7 @@ class TestQueueActor(QueueConformance):
     @pytest.fixture(autouse=True)
     def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Early puts are refused after a moment rather than half a minute."""
-        monkeypatch.setattr(queue_actor, "EARLY_WAIT_S", 0.01)
+        monkeypatch.setattr(puts, "EARLY_WAIT_S", 0.01)
 
     def setup_method(self) -> None:
         """An event loop for each test."""

@@ -259,7 +259,7 @@ def test_an_early_put_that_comes_twice_and_whose_first_caller_is_gone(run: Run) 
         await asyncio.wait([first])
         assert await actor.admit(calls(1), producer=7, number=1) == Accepted(1, 1)
         assert await second == Accepted(2, 1)
-        assert not len(actor._early)
+        assert not actor._puts.are_early
 
     run(test)
 
@@ -540,7 +540,7 @@ def test_puts_share_a_sync(run: Run) -> None:
         puts += [asyncio.ensure_future(actor.admit(calls(n), producer=7, number=n)) for n in range(2, 8)]
         while (await actor.stats()).puts < 8:
             pass
-        assert not len(actor._early)
+        assert not actor._puts.are_early
         held.go()
         assert await asyncio.gather(*puts) == [Accepted(n, 1) for n in range(1, 8)]
         assert actor.queue._store.log.syncs == before + 2
@@ -558,7 +558,7 @@ def test_puts_are_recorded_in_the_order_they_came(run: Run) -> None:
         await held.came()
         second = asyncio.ensure_future(actor.admit(calls(2), producer=7, number=2))
         await settled(actor)
-        assert not len(actor._early)
+        assert not actor._puts.are_early
         held.go()
         assert (await first, await second) == (Accepted(1, 1), Accepted(2, 1))
 

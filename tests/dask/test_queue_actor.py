@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from daskqueue.worker import queue_actor
+from daskqueue.worker import puts, queue_actor
 from daskqueue.worker.queue_actor import QueueActor
 from daskqueue_core.batch import Batch, Keep
 from daskqueue_core.ledger import Early
@@ -74,7 +74,7 @@ def test_an_early_put_that_comes_twice() -> None:
 
 def test_an_early_put_whose_predecessor_never_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while it is told so, and the queue is not busy with it any more."""
-    monkeypatch.setattr(queue_actor, "EARLY_WAIT_S", 0.01)
+    monkeypatch.setattr(puts, "EARLY_WAIT_S", 0.01)
 
     async def test(actor: QueueActor) -> None:
         await actor.admit(calls(0), producer=7, number=0)

@@ -97,6 +97,7 @@ class DurableActor(QueueActor):
     """
 
     queue: HostedQueue
+    _answers_soon = False  # the disk takes longer
 
     def __init__(
         self,
@@ -122,8 +123,8 @@ class DurableActor(QueueActor):
         self._ticking = False
         self._again = False  # since the parked requests were tried last, something happened
         self._granting: asyncio.Task[None] | None = None
-        self._puts = Lane()  # in the order they came: else most would be early, and share no sync
-        queue.on_put_recorded = self._puts.leave
+        self._put_lane = Lane()  # in the order they came: else most would be early, and share no sync
+        queue.on_put_recorded = self._put_lane.leave
         self._asked: dict[tuple[str, int], LeaseRequest] = {}  # the last caller of each request, in order
         self._arm()
 
@@ -204,22 +205,9 @@ class DurableActor(QueueActor):
             self._check()
         return answer
 
-    async def admit_alone(
-        self,
-        batches: Sequence[Batch],
-        *,
-        client: int,
-        cursor: Cursor | None,
-        producer: int,
-        number: int,
-        wait: float = 0.0,
-    ) -> tuple[PutAnswer, Outcomes | None]:
-        """As `QueueActor.admit_alone`, without outcomes: the disk takes longer."""
-        return await self.admit(batches, producer=producer, number=number, wait=wait), None
-
     async def _admit(self, batches: Sequence[Batch], producer: int | None, number: int) -> PutAnswer:
         ask = partial(self.queue.admit, batches, producer=producer, number=number)
-        put = self._start(partial(self._puts.through, ask), room=False, lane=self._puts)
+        put = self._start(partial(self._put_lane.through, ask), room=False, lane=self._put_lane)
         await put.waiter
         try:
             return put.result()

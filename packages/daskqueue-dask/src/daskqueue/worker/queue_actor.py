@@ -19,15 +19,15 @@ import asyncio
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from math import inf
-from typing import Final
+from typing import ClassVar, Final
 
 from daskqueue.wire.clock import edge_clock
 from daskqueue.wire.moving import APART_BYTES, MovingQueue
+from daskqueue.worker.puts import Puts
 from daskqueue.worker.queue_administration import QueueAdministration
-from daskqueue.worker.waiting import Alive, LeaseRequest, Polls, Turns, resolve, wait_for
+from daskqueue.worker.waiting import Alive, LeaseRequest, Polls, resolve, wait_for
 from daskqueue_core.batch import Batch, Buffer, Kind, Run
 from daskqueue_core.joining import JoinState
-from daskqueue_core.ledger import Early
 from daskqueue_core.names import TaskName
 from daskqueue_core.outcomes import Cursor, Outcomes, Report
 from daskqueue_core.queue import DEFAULT_TTL, Accepted, Demand, Full, Lease, PutAnswer, TransientQueue
@@ -35,9 +35,7 @@ from daskqueue_core.queue import DEFAULT_TTL, Accepted, Demand, Full, Lease, Put
 __all__ = ["HEARTBEAT_S", "Alive", "QueueActor"]
 
 HEARTBEAT_S: Final = 1.0
-EARLY_WAIT_S: Final = 30.0
 RESUBMIT_GRACE_S: Final = 10.0
-REFUSED: Final = 1000
 ABSENT_S: Final = 30.0  # who did not ask for so long serves this queue no more: a parked request is renewed after 20 s
 RESTART_S: Final = 15.0  # a nanny may take to replace a lost worker
 SOON_S: Final = 0.002  # that a put without neighbours waits for its outcomes
@@ -53,6 +51,8 @@ class QueueActor(QueueAdministration):
     knew before this one, which handed it over.
     """
 
+    _answers_soon: ClassVar[bool] = True  # an operation is one step: an outcome can be had with the answer to its put
+
     def __init__(
         self,
         queue: TransientQueue | None = None,
@@ -65,13 +65,11 @@ class QueueActor(QueueAdministration):
         self.queue.lapses_in_lease = False
         self._expected = set(expected)
         self._expected_until = self._clock() + int(RESUBMIT_GRACE_S * 1e9)
-        self._refused: set[int] = set()  # producers whose next put was refused and has not come again
-        self._early = Turns()
+        self._puts = Puts(self._admit, self._room_again_s, () if before is None else before.refused)
         self._parked: deque[LeaseRequest] = deque()
         self._polls = Polls(self._has_news)
         self._reminder: asyncio.TimerHandle | None = None
         self._joins: dict[asyncio.Future[None], Collection[int]] = {}  # with the kinds they wait for
-        self._line: dict[object, asyncio.Future[None]] = {}  # puts that wait for room, in the order they came
         self._asked_at: dict[str, float] = {}  # who asked for work last, and when
         self._is_again = bool(expected)  # its host before this one was lost
         self._alone_from = 0.0  # then, others may not have found the queue before this time
@@ -82,7 +80,6 @@ class QueueActor(QueueAdministration):
         if before is not None:
             now = asyncio.get_running_loop().time()
             self._expected.update(before.expected)
-            self._refused.update(before.refused)
             self._asked_at.update(dict.fromkeys(before.served_by, now))
             self._arm()
 
@@ -107,32 +104,10 @@ class QueueActor(QueueAdministration):
 
         Waits up to `wait` seconds for room, behind those that wait already: a large put is not starved by small ones.
         """
-        answer: PutAnswer = Full(0)
         try:
-            if not self._line or wait <= 0:
-                answer = await self._admit(batches, producer, number)
-            if isinstance(answer, Full) and wait > 0:
-                answer = await self._await_room(batches, producer, number, wait)
-            if producer is not None and isinstance(answer, Early) and producer not in self._refused:
-                answer = await self._await_turn(batches, producer, number)
-                if isinstance(answer, Full) and wait > 0:
-                    answer = await self._await_room(batches, producer, number, wait)
-        except Exception:
-            if producer is not None:
-                self._refuse(producer)
-            raise
-        if producer is None:
+            return await self._puts.admit(batches, producer, number, wait)
+        finally:
             self._wake()
-            return answer
-        if isinstance(answer, Early) and producer in self._refused:
-            return Full(0)  # its predecessor was refused, and it with it
-        if isinstance(answer, Full) and wait <= 0:
-            self._refuse(producer)
-        elif isinstance(answer, Accepted):
-            self._refused.discard(producer)
-            self._early.come(producer, number + 1)
-        self._wake()
-        return answer
 
     async def admit_alone(
         self,
@@ -148,6 +123,8 @@ class QueueActor(QueueAdministration):
 
         So a short task costs one message there and one back. They are acknowledged as those of a poll are.
         """
+        if not self._answers_soon:
+            return await self.admit(batches, producer=producer, number=number, wait=wait), None
         self.queue.poll(client, cursor, 0)  # first: nobody is to be woken for what it has read
         answer = await self.admit(batches, producer=producer, number=number, wait=wait)
         return answer, await self._soon(client, cursor) if isinstance(answer, Accepted) else None
@@ -173,51 +150,9 @@ class QueueActor(QueueAdministration):
     async def _admit(self, batches: Sequence[Batch], producer: int | None, number: int) -> PutAnswer:
         return self.queue.admit(batches, producer=producer, number=number)
 
-    async def _await_turn(self, batches: Sequence[Batch], producer: int, number: int) -> PutAnswer:
-        """Admit after the puts that this one overtook, if they come in time. They may have come just now."""
-        turn = self._early.begin(producer, number)
-        try:
-            answer = await self._admit(batches, producer, number)
-            if isinstance(answer, Early):
-                await wait_for(turn, EARLY_WAIT_S)
-                answer = await self._admit(batches, producer, number)
-            return answer
-        finally:  # a caller that is cancelled must not keep the queue from being idle
-            self._early.end(producer, number, turn)
-
-    def _refuse(self, producer: int) -> None:
-        """A put was refused: those of its producer that wait for it are refused with it."""
-        if len(self._refused) >= REFUSED:
-            self._refused.pop()
-        self._refused.add(producer)
-        self._early.refuse(producer)
-
-    async def _await_room(self, batches: Sequence[Batch], producer: int | None, number: int, wait: float) -> PutAnswer:
-        """Admit when there is room, or answer `Full` after `wait` seconds."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + wait
-        answer: PutAnswer = Full(0)
-        place = object()
-        try:
-            while isinstance(answer, Full) and loop.time() < until and not self._closed:
-                room = self._line[place] = loop.create_future()  # first: room may be made while we ask
-                if next(iter(self._line)) is place:
-                    answer = await self._admit(batches, producer, number)
-                if isinstance(answer, Full):
-                    await wait_for(room, min(until - loop.time(), self._room_again_s(answer)))
-        finally:
-            del self._line[place]
-            self._wake_line()
-        return answer
-
     def _room_again_s(self, full: Full) -> float:
         """After how many seconds to ask again for room, though nothing happened: what is done here makes it."""
         return inf
-
-    def _wake_line(self) -> None:
-        for room in self._line.values():
-            resolve(room)
-            return
 
     async def poll(
         self, client: int, cursor: Cursor | None = None, wait: float = 0.0, limit_bytes: int | None = None
@@ -378,7 +313,7 @@ class QueueActor(QueueAdministration):
         """
         state = self.queue.hand_over(APART_BYTES)
         self._let_go()
-        return MovingQueue(state, tuple(sorted(self._expected)), tuple(self._refused), tuple(self._asked_at))
+        return MovingQueue(state, tuple(sorted(self._expected)), tuple(self._puts.refused), tuple(self._asked_at))
 
     def _let_go(self) -> None:
         self._closed = True
@@ -386,9 +321,9 @@ class QueueActor(QueueAdministration):
             self._timer.cancel()
         for parked in self._parked:
             resolve(parked.answer)
-        self._early.end_all()
+        self._puts.end_all()
         self._polls.end_all()
-        for waiting in (*self._joins, *self._line.values()):
+        for waiting in self._joins:
             resolve(waiting)
 
     def is_left_alone(self, owner: str) -> bool:
@@ -428,7 +363,7 @@ class QueueActor(QueueAdministration):
             self._grant_parked()
         self._polls.wake()
         if room:
-            self._wake_line()
+            self._puts.wake()
         for quiet, kinds in self._joins.items():
             if self._idle(kinds):
                 resolve(quiet)
@@ -453,7 +388,7 @@ class QueueActor(QueueAdministration):
         self._parked.extendleft(reversed(refused))
 
     def _idle(self, kinds: Collection[int]) -> bool:
-        if self._unfinished_of(kinds) or self._early:
+        if self._unfinished_of(kinds) or self._puts.are_early:
             return False
         if self._expected and self._clock() >= self._expected_until:
             self._expected.clear()
