@@ -72,6 +72,19 @@ def test_somebody_comes_in_time(directory: Directory) -> None:
     assert TakeOver(C, "p", 0, "u0", 1, A, {}) in orders
 
 
+def test_somebody_comes_while_it_is_called_home(directory: Directory) -> None:
+    """Who joins meanwhile has it next; who could not take it is not asked again."""
+    directory.worker_leaves(A)
+    home = TakeOver(A, "p", 0, "u0", 2, A, {})
+    assert directory.move_failed("p", "u0", 1) == [Drop(B, "p", "u0", 1), home]
+    assert not [order for order in directory.worker_joined(C, owner(C), 1) if isinstance(order, TakeOver)]
+    assert directory.moved("p", "u0", 2) == [TakeOver(C, "p", 0, "u0", 3, A, {})]
+    home = TakeOver(A, "p", 0, "u0", 4, A, {})
+    assert directory.move_failed("p", "u0", 3) == [Drop(C, "p", "u0", 3), home]
+    assert directory.moved("p", "u0", 4) == []
+    assert place(directory) == Place("u0", A, 4, True)
+
+
 def test_nothing_is_placed_on_it(directory: Directory) -> None:
     """Neither queues nor consumers."""
     directory.worker_leaves(A)

@@ -16,7 +16,7 @@ then opened by another that leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from daskqueue_core.orders import Drop, Order, Place, Release, TakeOver
 from daskqueue_core.placing import Placing
@@ -60,11 +60,11 @@ class Moves(Placing):
         living = {worker.owner for worker in self._workers.values()}
         gone = dict.fromkeys([*move.lost, *(owner for owner in owners if owner not in living)])
         orders: list[Order] = [Release(move.to, owner) for owner in gone]
-        if old.address == move.to:  # home again: whoever else there is could not take it
-            return orders
-        if old.address:
+        is_home = old.address == move.to
+        if old.address and not is_home:
             orders.append(Drop(old.address, pool, uuid, old.epoch))
-        return orders + self._give_on(record, index)  # it may leave, and did not when it was asked
+        # Its host may leave, and did not when it was asked. At home, only who came since has not been tried.
+        return orders + self._give_on(record, index, move.tried if is_home else ())
 
     def move_failed(self, pool: str, uuid: str, epoch: int) -> list[Order]:
         """The worker that was told to take queue `uuid` over did not, or is gone: call the move off."""
@@ -93,16 +93,18 @@ class Moves(Placing):
     def _give_all_on(self, pool: PoolRecord) -> list[Order]:
         return [order for index in range(len(pool.places)) for order in self._give_on(pool, index)]
 
-    def _give_on(self, pool: PoolRecord, index: int) -> list[Order]:
-        """If queue `index` is hosted where it should not stay, and not on the move: let another have it."""
+    def _give_on(self, pool: PoolRecord, index: int, tried: Collection[str] = ()) -> list[Order]:
+        """If queue `index` is hosted where it should not stay, and not on the move: let another have it.
+
+        But none of those that were `tried`.
+        """
         place = pool.places[index]
         lasting = self._lasting(pool)
         if not place.address or place.uuid in pool.moves or place.address in lasting or not lasting:
             return []
         if place.up and not pool.durable:
-            to = self._least_loaded(lasting)
-            assert to is not None
-            return self._move(pool, index, Move(to, pool.next_epoch(index), []))
+            to = self._least_loaded(lasting, refused=tried)
+            return [] if to is None else self._move(pool, index, Move(to, pool.next_epoch(index), [], set(tried)))
         # A durable queue is on the disk; what is not served yet holds nothing, and nobody knows it.
         return [Drop(place.address, pool.name, place.uuid, place.epoch), *self._rehost(pool, index)]
 
