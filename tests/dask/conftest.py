@@ -166,9 +166,8 @@ def meeting(tmp_path: Path) -> Callable[[int], Meeting]:
 
 def quiet_cluster(**options: Any) -> LocalCluster:
     """Worker processes of one thread each, without dashboards."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0} | options
+    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0, "processes": True} | options
     return LocalCluster(
-        processes=True,
         dashboard_address=None,
         scheduler_kwargs={"dashboard_address": ":0"},  # else it warns when another cluster has the default port
         silence_logs=logging.CRITICAL,

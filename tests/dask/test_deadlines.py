@@ -256,11 +256,17 @@ import sys, threading, time
 from daskqueue.worker.deadlines import thread_watch
 from daskqueue_core.errors import TaskTimeout
 
+def run():
+    begun.set()
+    while True:
+        time.sleep(0.001)
+
+begun = threading.Event()
 watch = thread_watch(1.0)
+threading.Thread(target=lambda: begun.wait(60) and watch.look(time.monotonic() + 2.0)).start()
 watch.begin(0)
 try:
-    threading.Thread(target=watch.look, args=(time.monotonic() + 2.0,)).start()
-    threading.Event().wait(60)
+    run()
 except TaskTimeout:
     print(watch.end())
 seen = []

@@ -145,12 +145,13 @@ class Directory(Moves):
         client: str,
         owned: bool,
         uuids: Sequence[str] | None = None,
+        id: str = "",
     ) -> list[Order]:
         """Create a pool (which must not exist). `owned`: it belongs to `client` and ends with it.
 
-        `uuids`: of the queues of a durable pool.
+        `uuids`: of the queues of a durable pool. `id`: tells it from others of its name.
         """
-        pool = PoolRecord(name, options, client if owned else None, durable=uuids is not None)
+        pool = PoolRecord(name, options, client if owned else None, id, durable=uuids is not None)
         pool.clients.add(client)
         self.pools[name] = pool
         orders: list[Order] = []

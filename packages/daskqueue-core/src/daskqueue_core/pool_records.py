@@ -61,6 +61,8 @@ class PoolRecord:
     name: str
     options: Mapping[str, Any]
     client: str | None  # whom an unnamed pool belongs to
+    id: str = ""
+    """Of this pool, and of no other that has its name before or after it."""
     places: list[Place] = field(default_factory=list)
     clients: set[str] = field(default_factory=set)
     consumers: dict[str, ConsumerPoolRecord] = field(default_factory=dict)

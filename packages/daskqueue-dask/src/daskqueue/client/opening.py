@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from daskqueue.client.install import install
@@ -18,7 +18,7 @@ from daskqueue.wire.link import PoolGone, Route, SchedulerGone
 from daskqueue.wire.operations import OK, PROTOCOL
 from daskqueue.wire.storage_errors import storage_error
 from daskqueue_core.directory import Place
-from daskqueue_core.errors import DaskQueueError, NotInstalled, PoolExists
+from daskqueue_core.errors import DaskQueueError, NotInstalled, PoolClosed, PoolExists
 
 __all__ = ["attach_pool", "open_pool"]
 
@@ -47,10 +47,10 @@ async def open_pool(
         protocol=PROTOCOL,
     )
     _raise_refusal(answer, own_name if own_name is not None else options["dirpath"], options["dirpath"])
-    own_name, places, warning = answer[1]
+    own_name, id, places, warning = answer[1]
     if warning:
         logger.warning("%s", warning)
-    connection = _connect(session, own_name, places, options)
+    connection = _connect(session, Route(own_name, [Place(*place) for place in places], id), options)
     if durable:
         await _say_what_was_found(connection)
     return connection
@@ -84,17 +84,15 @@ async def attach_pool(session: Session, name: str, *, known: bool = False) -> Po
     _raise_refusal(answer, name)
     if answer[1] is None:
         raise KeyError(f"there is no pool {name!r} in this cluster; QueuePool(client, name={name!r}) makes it")
-    options, places = answer[1]
-    return _connect(session, name, places, options)
+    options, id, places = answer[1]
+    return _connect(session, Route(name, [Place(*place) for place in places], id), options)
 
 
-def _connect(
-    session: Session, name: str, places: Iterable[Sequence[Any]], options: Mapping[str, Any]
-) -> PoolConnection:
-    route = Route(name, [Place(*place) for place in places])
+def _connect(session: Session, route: Route, options: Mapping[str, Any]) -> PoolConnection:
+    name = route.pool
     connection = session.pools.get(name)
     if connection is not None:
-        if not connection.route.is_older_than(route):
+        if connection.route.id == route.id:
             return connection
         connection.over(PoolGone(name))  # a pool of that name ended, and this is another
     connection = session.pools[name] = PoolConnection(session, name, route, dict(options))
@@ -114,6 +112,8 @@ def _raise_refusal(answer: Sequence[Any], name: str, dirpath: str | None = None)
     if kind == "PoolExists":
         existing, differ = detail
         raise PoolExists(existing, {option: tuple(pair) for option, pair in differ.items()})
+    if kind == "PoolClosed":
+        raise PoolClosed(f"pool {detail!r} was shut down while it was opened")
     if kind == "NotInstalled":
         raise NotInstalled(detail)
     raise DaskQueueError(f"the scheduler refused pool {name!r}: {kind}: {detail}")

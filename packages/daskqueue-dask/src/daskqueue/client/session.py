@@ -184,11 +184,11 @@ class Session:
             raise OSError(f"the scheduler answered {answer!r} to {do}")
         return tuple(answer)
 
-    async def _resolve(self, pool: str) -> list[Place] | None:
+    async def _resolve(self, pool: str, id: str) -> list[Place] | None:
         if not self.alive:
             raise SchedulerGone
         try:
-            answer = await self.ask("resolve", pool=pool)
+            answer = await self.ask("resolve", pool=pool, id=id)
         except PoolClosed:
             raise SchedulerGone from None
         if answer[0] != OK:

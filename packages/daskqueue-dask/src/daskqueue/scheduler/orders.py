@@ -165,14 +165,17 @@ class Orders:
         if isinstance(order, StopConsuming):
             return await self._order(order.address, "stop", consumers=order.consumers, drain=order.drain)
         record = self._directory.pools.get(order.pool)
+        if record is None or order.consumers not in record.consumers:
+            return None
         time_left = await self._order(
             order.address,
             "consume",
             pool=order.pool,
+            id=record.id,
             consumers=order.consumers,
             count=order.count,
             spec=order.spec,
-            places=() if record is None else tuple(map(tuple, record.places)),
+            places=tuple(map(tuple, record.places)),
         )
         left = inf if time_left is None else time_left
         self._directory.consumers_began(order.pool, order.consumers, order.address, left, now())

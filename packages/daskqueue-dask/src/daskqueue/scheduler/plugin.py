@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Sequence
+import weakref
 from time import monotonic as now
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from distributed.scheduler import WorkerState
 from daskqueue.scheduler.adaptive import QueueScaling
 from daskqueue.scheduler.orders import Answer, Orders
 from daskqueue.wire.operations import ERROR, HANDLER, OK, PROTOCOL
-from daskqueue_core.directory import Directory, differences
+from daskqueue_core.directory import Directory, PoolRecord, differences
 from daskqueue_storage.errors import LockedError
 
 __all__ = ["DaskQueueScheduler"]
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 RESOLVE_WAIT_S: Final = 1.0
 HELLO_WAIT_S: Final = 10.0
 CLOSED_S: Final = 10.0
+LOOK_S: Final = 5.0
 
 GONE: Final = ("handle-worker-cleanup-", "check-worker-ttl-")
 """How Dask's reasons to remove a worker begin where it is gone: its connection broke, or it is silent."""
@@ -52,7 +53,8 @@ class DaskQueueScheduler(SchedulerPlugin):
         self.scheduler = scheduler
         self.directory = Directory(lambda: uuid.uuid4().hex)
         self.scaling = QueueScaling(scheduler, self.directory)
-        self._opening = asyncio.Lock()  # of durable pools, one at a time: two clients may name one directory
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._opening: dict[str, asyncio.Task[None]] = {}  # durable pools that are not served yet, by id
         self._closing: dict[str, asyncio.Future[Any]] = {}  # durable pools that were shut down, by uuid
         self._leaving: dict[str, asyncio.TimerHandle] = {}  # clients
         self._retired: set[str] = set()  # workers that Dask does not count any more, and that have not left
@@ -104,11 +106,13 @@ class DaskQueueScheduler(SchedulerPlugin):
         """Dask calls this on any loss of the connection, and clients reconnect: they get a grace."""
         if any(client in pool.clients for pool in self.directory.pools.values()):
             grace = parse_timedelta(dask.config.get("daskqueue.client-grace", default="60s"))
+            self.add_client(scheduler, client)  # an older grace is over
             self._leaving[client] = asyncio.get_running_loop().call_later(grace, self._client_left, client)
 
     def _client_left(self, client: str) -> None:
         self._leaving.pop(client, None)
-        self._orders.carry_out(self.directory.client_left(client))
+        if client not in self.scheduler.clients:
+            self._orders.carry_out(self.directory.client_left(client))
 
     # -- operations
 
@@ -140,35 +144,60 @@ class DaskQueueScheduler(SchedulerPlugin):
         create: bool,
         protocol: int,
     ) -> Answer:
-        """Create a pool, or attach to the one of that name if its options are equal. Answers its name, its places, and
-        a warning. A durable pool is that of its directory, and takes its name from there if it is given none.
+        """Create a pool, or attach to the one of that name if its options are equal. Answers its name, its id, its
+        places, and a warning. A durable pool is that of its directory, and takes its name from there if it is given
+        none.
         """
         self._check_protocol(protocol, f"client {client}")
-        warning, uuids = "", None
-        async with self._opening if options.get("dirpath") else contextlib.nullcontext():
-            if options.get("dirpath"):
-                found, warning = await self._look_into(options, n_queues, create)
-                options, uuids = {**options, "_uuid": found[0]}, found[1]
-                n_queues = len(uuids) if n_queues is None else n_queues
-                await self._closed(found[0])
-                name = self._name_of(found[0], name)
+        if not options.get("dirpath"):
             assert name is not None
             assert n_queues is not None, "only a directory says by itself how many there are"
-            record = self.directory.attach(name, client)
-            if record is None:
+            if name not in self.directory.pools:
                 await self._expect_workers()
-                record = self.directory.attach(name, client)
-            there = record.options if record is not None else options
-            count = len(record.places) if record is not None else len(uuids) if uuids is not None else n_queues
-            differ = differences({**there, "n_queues": count}, {**options, "n_queues": n_queues})
-            if differ:
-                raise _Refused("PoolExists", (name, differ))
-            if record is None:
-                orders = self.directory.open(name, options, n_queues, client=client, owned=owned, uuids=uuids)
-                self._orders.carry_out(orders)
-        if uuids is not None:
-            await self._opened(name, uuids)
-        return name, await self._up(name), warning
+            record = self._open(name, options, n_queues, client, owned, None)
+            return record.name, record.id, await self._there(record), ""
+        async with self._turn(options["dirpath"]):  # another client may be making it
+            found, warning = await self._look_into(options, n_queues, create)
+        own_uuid, uuids = found
+        async with self._turn(own_uuid):
+            await self._closed(own_uuid)
+            name = self._name_of(own_uuid, name)
+            count = len(uuids) if n_queues is None else n_queues
+            record = self._open(name, {**options, "_uuid": own_uuid}, count, client, owned, uuids)
+        if record.id in self._opening:
+            await asyncio.shield(self._opening[record.id])
+        return record.name, record.id, await self._there(record), warning
+
+    def _turn(self, of: str) -> asyncio.Lock:
+        return self._turns.setdefault(of, asyncio.Lock())
+
+    def _open(
+        self,
+        name: str,
+        options: dict[str, Any],
+        n_queues: int,
+        client: str,
+        owned: bool,
+        uuids: tuple[str, ...] | None,
+    ) -> PoolRecord:
+        """The pool of that name, made if it is not there. `uuids`: of the queues of a durable one."""
+        record = self.directory.attach(name, client)
+        there = options if record is None else record.options
+        count = len(record.places) if record is not None else n_queues if uuids is None else len(uuids)
+        differ = differences({**there, "n_queues": count}, {**options, "n_queues": n_queues})
+        if differ:
+            raise _Refused("PoolExists", (name, differ))
+        if record is None:
+            id = uuid.uuid4().hex
+            orders = self.directory.open(name, options, n_queues, client=client, owned=owned, uuids=uuids, id=id)
+            record = self.directory.pools[name]
+            self._orders.carry_out(orders)
+            if uuids is not None:
+                opening = self._opening[id] = self._orders.spawn(self._opened(record))
+                opening.add_done_callback(lambda _: self._opening.pop(id))
+        if client not in self.scheduler.clients:  # it went while its pool was looked for
+            self.remove_client(self.scheduler, client)
+        return record
 
     async def _closed(self, uuid: str) -> None:
         """Wait until the workers have closed what somebody has just shut down: till then its directory is locked."""
@@ -176,14 +205,13 @@ class DaskQueueScheduler(SchedulerPlugin):
         if closing is not None:
             await asyncio.wait([closing], timeout=CLOSED_S)
 
-    async def _opened(self, name: str, uuids: Sequence[str]) -> None:
-        """Wait until the queues of a durable pool are served. If one cannot be, the pool is not there."""
-        while (record := self.directory.pools.get(name)) is not None and not all(place.up for place in record.places):
-            for queue in uuids:
-                trouble = record.trouble.get(queue, [])
+    async def _opened(self, record: PoolRecord) -> None:
+        """Wait until the queues of a new durable pool are served. If one cannot be, the pool is not there."""
+        while self._is_there(record) and not all(place.up for place in record.places):
+            for trouble in record.trouble.values():
                 locked = [each for each in trouble if each[0] == LockedError.__name__]
                 if locked or len(trouble) >= max(1, len(self.directory.staying)):
-                    self._orders.carry_out(self.directory.close(name))
+                    self._orders.carry_out(self.directory.close(record.name))
                     raise _Refused("Storage", (locked or trouble)[-1])
             await self._orders.await_change(RESOLVE_WAIT_S)
 
@@ -221,8 +249,8 @@ class DaskQueueScheduler(SchedulerPlugin):
         here = get_address_host(address)
         for other in self.directory.staying:
             if get_address_host(other) != here:
-                with contextlib.suppress(OSError):
-                    answer = await self._orders.ask(other, "prepare", **message)
+                with contextlib.suppress(OSError, asyncio.TimeoutError):  # also a file system that hangs there
+                    answer = await asyncio.wait_for(self._orders.ask(other, "prepare", **message), LOOK_S)
                     if answer[0] == OK and answer[1] == found:
                         return ""
                     return (
@@ -250,13 +278,13 @@ class DaskQueueScheduler(SchedulerPlugin):
         """Take part in a pool. Answers its options and places, None if there is no such pool."""
         self._check_protocol(protocol, f"client {client}")
         record = self.directory.attach(name, client)
-        return None if record is None else (record.options, await self._up(name))
+        places = None if record is None else await self._up(record)
+        return None if record is None or places is None else (record.options, record.id, places)
 
-    async def do_resolve(self, pool: str) -> Answer | None:
-        """Where the pool's queues are; waits a little for one that has no host."""
-        if pool not in self.directory.pools:
-            return None
-        return await self._up(pool)
+    async def do_resolve(self, pool: str, id: str) -> Answer | None:
+        """Where the pool's queues are; waits a little for one that has no host. None if it is over."""
+        record = self.directory.pools.get(pool)
+        return None if record is None or record.id != id else await self._up(record)
 
     async def do_consume(
         self,
@@ -309,7 +337,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         if uuid is not None:
             self._closing[uuid] = closing
             closing.add_done_callback(lambda _: self._closing.get(uuid) is closing and self._closing.pop(uuid))
-        await asyncio.shield(closing)
+        await asyncio.wait([closing], timeout=CLOSED_S)  # a worker that hangs hears of it when it wakes up
 
     def _check_protocol(self, protocol: int, who: str) -> None:
         if protocol != self.protocol:
@@ -331,16 +359,25 @@ class DaskQueueScheduler(SchedulerPlugin):
                 )
             await self._orders.await_change(RESOLVE_WAIT_S)
 
-    async def _up(self, pool: str) -> Answer:
-        """The pool's places, after a little time for those that are not up, or that move."""
+    def _is_there(self, record: PoolRecord) -> bool:
+        return self.directory.pools.get(record.name) is record
+
+    async def _up(self, record: PoolRecord) -> Answer | None:
+        """The pool's places, after a little time for those that are not up, or that move. None if it is over then."""
         deadline = asyncio.get_running_loop().time() + RESOLVE_WAIT_S
-        while True:
-            record = self.directory.pools.get(pool)
-            places = tuple(map(tuple, record.places)) if record is not None else ()
+        while self._is_there(record):
             left = deadline - asyncio.get_running_loop().time()
-            if left <= 0 or (all(place[3] for place in places) and (record is None or not record.moves)):
-                return places
+            if left <= 0 or (all(place.up for place in record.places) and not record.moves):
+                return tuple(map(tuple, record.places))
             await self._orders.await_change(left)
+        return None
+
+    async def _there(self, record: PoolRecord) -> Answer:
+        """The same, for a client that has just made it, or found it."""
+        places = await self._up(record)
+        if places is None:
+            raise _Refused("PoolClosed", record.name)
+        return places
 
 
 class _Refused(Exception):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from distributed.comm import Comm
@@ -55,29 +56,24 @@ class RemoteFailure(DaskQueueError):
         self.kind = kind
 
 
-Resolve = Callable[[str], Awaitable["list[Place] | None"]]
-"""Asks the directory for a pool's places; None: there is no such pool. Raises OSError (ask again) or SchedulerGone."""
+Resolve = Callable[[str, str], Awaitable["list[Place] | None"]]
+"""Asks the directory for the places of a pool, by name and id; None: it is over, whether or not there is another of
+that name. Raises OSError (ask again) or SchedulerGone."""
 
 Local = Callable[[str], "Callable[..., Awaitable[tuple[Any, ...]]] | None"]
 """The handler of a queue that this very process hosts, by uuid."""
 
 
 class Route:
-    """Where a pool's queues are, as far as this process knows."""
+    """Where a pool's queues are, as far as this process knows. `id` tells the pool from others of its name."""
 
-    def __init__(self, pool: str, places: list[Place]) -> None:
+    def __init__(self, pool: str, places: list[Place], id: str = "") -> None:
         self.pool = pool
         self.places = places
+        self.id = id
 
     def __len__(self) -> int:
         return len(self.places)
-
-    def is_older_than(self, other: Route) -> bool:
-        """Whether `other` is of another pool of that name: other lives at epochs that are not newer."""
-        if len(self.places) != len(other.places):
-            return True
-        pairs = zip(self.places, other.places, strict=True)
-        return any(ours.uuid != theirs.uuid and theirs.epoch <= ours.epoch for ours, theirs in pairs)
 
 
 def new_connection_pool(connection_args: dict[str, Any]) -> ConnectionPool:
@@ -186,6 +182,8 @@ class Link:
         except RuntimeError:  # ours is closed: this process leaves
             raise SchedulerGone from None
         except BaseException:
+            if connecting.done() and not connecting.cancelled() and connecting.exception() is None:
+                self._connections.reuse(place.address, connecting.result())
             connecting.cancel()
             raise
 
@@ -194,12 +192,17 @@ class Link:
         running = self._refreshing.get(id(route))
         if running is None:
             running = self._refreshing[id(route)] = asyncio.ensure_future(self._ask_directory(route))
-            running.add_done_callback(lambda _: self._refreshing.pop(id(route), None))
+            running.add_done_callback(partial(self._refreshed, id(route)))
         await asyncio.shield(running)
+
+    def _refreshed(self, route: int, done: asyncio.Future[None]) -> None:
+        self._refreshing.pop(route, None)
+        if not done.cancelled():
+            done.exception()  # heard, also if nobody waits for it any more
 
     async def _ask_directory(self, route: Route) -> None:
         try:
-            places = await self._resolve(route.pool)
+            places = await self._resolve(route.pool, route.id)
         except OSError:
             await asyncio.sleep(_LONGEST_PAUSE_S)
             return

@@ -30,7 +30,7 @@ from daskqueue_core.stats import QueueStats
 
 __all__ = ["CODECS", "ERROR", "HANDLER", "LOST", "METRIC", "OK", "PROTOCOL", "REFUSED", "Codec"]
 
-PROTOCOL: Final = 6
+PROTOCOL: Final = 7
 """Raised with every change of an operation; compared when a pool is opened and when a worker joins."""
 
 HANDLER: Final = "daskqueue"

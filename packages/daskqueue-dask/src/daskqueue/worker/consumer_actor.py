@@ -58,7 +58,7 @@ class ConsumerActor:
         self.pool = route.pool
         self.user = UserObject(node.worker, spec["consumer_class"], id)
         self._node = node
-        self._route = route
+        self.route = route
         self._spec = spec
         self._slots = Slots()
         self._reporter = Reporter(node, route, node.queue_lost)

@@ -10,6 +10,7 @@ Not here: what is done with a lease (`consumer_actor`). Event loop only.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from daskqueue.worker.plugin import DaskQueueWorker
 
 __all__ = ["Actor", "Leasing"]
+
+logger = logging.getLogger(__name__)
 
 POLL_S: Final = 20.0
 PAUSED_S: Final = 0.1
@@ -155,9 +158,12 @@ class Leasing:
             if index not in self._requests:
                 self._open_request(index, free, POLL_S)
 
-    def _asked(self, _: asyncio.Task[None]) -> None:
+    def _asked(self, asked: asyncio.Task[None]) -> None:
         self._asking = None
-        if self._slots.free > 0 and not self._actor.is_stopping and len(self._requests) < len(self._route):
+        if not asked.cancelled() and (error := asked.exception()) is not None:
+            logger.error("consumers of pool %s failed to ask for work", self._route.pool, exc_info=error)
+            self._ask_later(AGAIN_S)
+        elif self._slots.free > 0 and not self._actor.is_stopping and len(self._requests) < len(self._route):
             self.ask()
 
     def _open_request(self, index: int, free: int, wait: float, *, while_paused: bool = False) -> asyncio.Task[bool]:

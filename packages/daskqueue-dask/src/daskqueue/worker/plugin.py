@@ -75,7 +75,7 @@ class DaskQueueWorker(WorkerPlugin):
         self.books: dict[str, LeaseBook] = {}  # by queue uuid
         self._beats: dict[str, int] = {}  # heartbeats under way, by queue uuid
         self._tasks: set[asyncio.Task[None]] = set()
-        self.routes: dict[str, Route] = {}
+        self.routes: dict[str, Route] = {}  # by the pool's id
         self.host = QueueHost(self.owner, self._queue_is_over, worker.memory_manager.memory_limit)
         self.consumers: dict[str, ConsumerActor] = {}
         self._leaving = False
@@ -226,14 +226,16 @@ class DaskQueueWorker(WorkerPlugin):
         """That owner is gone."""
         await self.host.owner_lost(owner)
 
-    async def order_consume(self, pool: str, consumers: str, count: int, spec: dict[str, Any], places: Any) -> Any:
+    async def order_consume(
+        self, pool: str, id: str, consumers: str, count: int, spec: dict[str, Any], places: Any
+    ) -> Any:
         """Run `count` consumers of a consumer pool. Answered when they are set up, however long that takes: with the
         seconds until the end of this worker's job, None if there is no end."""
         actor = self.consumers.get(consumers)
         if actor is None:
             if not count or consumers in self._stopped or self._leaving:
                 return None
-            route = self.routes.setdefault(pool, Route(pool, [Place(*place) for place in places]))
+            route = self.routes.setdefault(id, Route(pool, [Place(*place) for place in places], id))
             actor = self.consumers[consumers] = ConsumerActor(self, route, consumers, spec)
             if actor.end.is_near:
                 self.leave(actor)
@@ -353,18 +355,18 @@ class DaskQueueWorker(WorkerPlugin):
 
     def _drop_routes(self) -> None:
         """Forget pools that nobody here consumes, once there is nothing to say to their queues any more."""
-        used = {actor.pool for actor in self.consumers.values()}
+        used = {actor.route.id for actor in self.consumers.values()}
         for route in list(self.routes.values()):
-            if route.pool not in used and not any(self._has_news(place.uuid) for place in route.places):
-                del self.routes[route.pool]
+            if route.id not in used and not any(self._has_news(place.uuid) for place in route.places):
+                del self.routes[route.id]
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _resolve(self, pool: str) -> list[Place] | None:
-        answer = await getattr(self.worker.scheduler, HANDLER)(do="resolve", pool=pool)
+    async def _resolve(self, pool: str, id: str) -> list[Place] | None:
+        answer = await getattr(self.worker.scheduler, HANDLER)(do="resolve", pool=pool, id=id)
         if not answer or answer[0] != OK:
             raise OSError(f"the scheduler answered {answer!r}")
         return None if answer[1] is None else [Place(*place) for place in answer[1]]
