@@ -166,6 +166,12 @@ def test_result_that_cannot_travel_fails_alone(culprit: object) -> None:
     assert type(culprit).__qualname__ in str(error)
 
 
+def test_values_that_end_their_reader() -> None:
+    """What raises SystemExit only in the client fails the tasks of its run there, and does not end the client."""
+    with pytest.raises(ResultLoadError, match="SystemExit"):
+        decode_values(pickle.dumps([ExitsOnLoad()], 5))
+
+
 def test_results_that_travel_only_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is lost silently when the whole does not pickle although its parts do."""
 

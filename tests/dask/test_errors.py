@@ -62,6 +62,21 @@ class ExitsOnLoad(Exception):
         return sys.exit, (3,)
 
 
+class RaisesOnLoad:
+    """Pickles well, and raises what it is told where it is read."""
+
+    def __init__(self, ending: type[BaseException]) -> None:
+        self.ending = ending
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return throw, (self.ending,)
+
+
+def throw(kind: type[BaseException]) -> None:
+    """Raise it."""
+    raise kind
+
+
 def raised(error: BaseException) -> BaseException:
     """The same error with a traceback."""
     try:
@@ -152,6 +167,15 @@ def test_what_cannot_travel_becomes_remote_error(error: BaseException) -> None:
     assert type(error).__qualname__ in back.type_name
     assert type(error).__qualname__ in str(back)
     assert back.text
+
+
+@pytest.mark.parametrize("ending", [SystemExit, GeneratorExit, RecursionError])
+def test_a_class_that_ends_its_reader_does_not_end_the_client(ending: type[BaseException]) -> None:
+    """A copy that was read well on the worker may raise anything in the client: it hears of the task, and goes on."""
+    copy = pickle.dumps(RaisesOnLoad(ending))
+    back = decode_error(pickle.dumps(("module.Odd", "why", copy), 5), "traceback")
+    assert type(back) is RemoteError
+    assert (back.type_name, back.message) == ("module.Odd", "why")
 
 
 def test_missing_class_becomes_remote_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from daskqueue.client.naming import item_key, task_key
 from daskqueue.client.pieces import error_of
-from daskqueue.wire.errors import RemoteError
+from daskqueue.wire.errors import RemoteError, message_of
 from daskqueue_core.dead_letters import DeadLetter
 from daskqueue_core.errors import WorkerCrashed
 from daskqueue_core.outcomes import End
@@ -78,12 +78,7 @@ def _type_name(error: BaseException) -> str:
 
 
 def _message(error: BaseException) -> str:
-    if isinstance(error, RemoteError):
-        return error.message
-    try:
-        return str(error)
-    except Exception:  # its own __str__
-        return "<exception str() failed>"
+    return error.message if isinstance(error, RemoteError) else message_of(error)
 
 
 def _when(nanoseconds: int) -> datetime:

@@ -31,7 +31,7 @@ from daskqueue.wire.errors import (
     message_of,
 )
 from daskqueue.wire.functions import Buffer, Style, function_name
-from daskqueue.wire.pickles import has_globals
+from daskqueue.wire.pickles import UNREADABLE, has_globals
 
 __all__ = [
     "Unloadable",
@@ -267,9 +267,9 @@ def decode_values(blob: Buffer) -> list[Any]:
     """The values of a run; raises ResultLoadError, which is then the error of all its tasks."""
     try:
         values = unpack(blob)
-    except Exception as error:
+    except UNREADABLE as error:
         raise ResultLoadError(
-            f"the results could not be unpickled here: {type(error).__name__}: {error}. If a module is missing, install"
+            f"the results could not be unpickled here: {type(error).__name__}: {message_of(error)}. If a module is missing, install"
             " it in the client's environment."
         ) from error
     assert isinstance(values, list)

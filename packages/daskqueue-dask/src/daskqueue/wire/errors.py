@@ -21,7 +21,8 @@ the traceback as the worker would have printed it; tools show it without unpickl
 Traceback frames are not rebuilt (tblib could): the text as cause prints every frame already, and twice is noise.
 
 Invariants:
-- `encode_error` and `decode_error` never raise, whatever `__str__`, `__reduce__` or `__init__` of the exception do.
+- `encode_error` and `decode_error` never raise, whatever `__str__`, `__reduce__` or `__init__` of the exception do (but
+  for a KeyboardInterrupt in `decode_error`: there it is the user's).
 - The exception's causes, contexts and frames are never pickled: they hold anything. They are in the text.
 - Errors of ours carry one positional argument, the message; their fields are attributes, so they pickle by themselves.
 """
@@ -36,7 +37,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from daskqueue.wire.pickles import PROTOCOL
+from daskqueue.wire.pickles import PROTOCOL, UNREADABLE
 from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.outcomes import FailureReason
 
@@ -165,7 +166,7 @@ def decode_error(blob: bytes | bytearray | memoryview, text: str) -> BaseExcepti
     try:
         type_name, message, copy = pickle.loads(blob)
         error = None if copy is None else pickle.loads(copy)
-    except Exception:
+    except UNREADABLE:
         pass  # the class is not importable here, or its __init__ refuses: RemoteError carries what is known
     if not isinstance(error, BaseException):
         error = RemoteError(message, type_name=type_name, text=text)

@@ -18,9 +18,12 @@ from typing import Any
 
 import cloudpickle
 
-__all__ = ["APART_BYTES", "dumps", "has_globals", "is_by_value_module"]
+__all__ = ["APART_BYTES", "UNREADABLE", "dumps", "has_globals", "is_by_value_module"]
 
 PROTOCOL = 5
+
+UNREADABLE = (Exception, SystemExit, GeneratorExit)
+"""What unpickling in the client may raise, since it runs what the classes say; KeyboardInterrupt is the user's."""
 
 APART_BYTES = 16_384  # below, a second copy costs less than the bookkeeping
 
