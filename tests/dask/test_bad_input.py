@@ -63,6 +63,37 @@ def test_unpicklable_argument_raises_at_submit(pool: QueuePool) -> None:
     assert sum(queue.puts for queue in pool.stats()) == 0
 
 
+@pytest.mark.parametrize("wait", ["result", "batch", "iterate", "map"])
+def test_waiting_on_the_event_loop_is_refused(client: Client, wait: str) -> None:
+    """There it would be for ever, since outcomes arrive on that loop; what has ended, or is only looked at, is read."""
+    with QueuePool(client) as pool:
+        future, batch, values = pool.submit(abs, -1), pool.submit_many(abs, [-2]), pool.map(abs, [-3])
+        calls = {
+            "result": future.result,
+            "batch": batch.results,
+            "iterate": lambda: [done.result() for done in batch],
+            "map": lambda: list(values),
+        }
+
+        async def on_the_loop() -> Any:
+            return calls[wait]()
+
+        with pytest.raises(RuntimeError, match="block the client's event loop"):
+            client.sync(on_the_loop)
+
+        async def look() -> Any:
+            with pytest.raises(TimeoutError):
+                future.result(timeout=0)
+            return batch.wait(timeout=0)
+
+        assert client.sync(look) is False
+        with ConsumerPool(client, pool):
+            assert future.result(LIMIT) == 1
+            assert batch.results(LIMIT) == [2]
+        if wait != "map":
+            assert client.sync(on_the_loop)
+
+
 def test_unpicklable_function_raises_at_submit(pool: QueuePool) -> None:
     """A closure over a lock says which function it is."""
     lock = unpicklable()
@@ -169,6 +200,8 @@ def test_durability_and_unknown_options(client: Client) -> None:
         QueuePool(client, on_queue_lost="retry")
     with pytest.raises(ValueError, match=r"result_ttl must be seconds, .* not 'soon'"):
         QueuePool(client, result_ttl="soon")
+    with pytest.raises(ValueError, match=r"sync must be seconds, .* not 'always'"):
+        QueuePool(client, sync="always")
     with pytest.raises(ValueError, match="lease_timeout must be at least 3 s"):
         QueuePool(client, lease_timeout="500ms")
     with pytest.raises(ValueError, match=r"result_max_bytes must be a number of bytes, .* not '3 miles'"):
@@ -190,6 +223,8 @@ def test_consumer_pool_options(client: Client, pool: QueuePool) -> None:
         ConsumerPool(client, "pool")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="give one of them"):
         ConsumerPool(client, pool, concurrency=1, max_concurrency=1)
+    with pytest.raises(TypeError, match="early_ack must be True or False, not 'no'"):
+        ConsumerPool(client, pool, early_ack="no")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="executor must be"):
         ConsumerPool(client, pool, executor=3)  # type: ignore[arg-type]
     with pytest.raises(DaskQueueError, match=r"executor 'defualt' is not one of this worker's: .*'default'"):

@@ -79,6 +79,8 @@ class ConsumerPool:
                 check_count(name, value)
         if not isinstance(executor, str) and not callable(executor):
             raise TypeError(f"executor must be a name or a function that makes one, not {executor!r}")
+        if not isinstance(early_ack, bool):  # type: ignore[redundant-expr]
+            raise TypeError(f"early_ack must be True or False, not {early_ack!r}")
         self.queue_pool = queue_pool
         self.n_consumers = n_consumers
         self.id = uuid.uuid4().hex
@@ -88,7 +90,7 @@ class ConsumerPool:
             "concurrency": concurrency,
             "executor": executor if isinstance(executor, str) else cloudpickle.dumps(executor),
             "batch_size": batch_size,
-            "early_ack": bool(early_ack),
+            "early_ack": early_ack,
             "retries": check_retries(retries),
             "tags": check_tags(tags),
             "drain_before": check_drain_before(drain_before),

@@ -62,6 +62,9 @@ class Home(Protocol):
     def abandon(self, sink: Sink) -> None:
         """Nobody reads this any more: cancel what has not ended, without waiting."""
 
+    def check_may_wait(self) -> None:
+        """Raise RuntimeError on the client's event loop, where whoever waits waits for ever."""
+
     def whereabouts(self) -> str:
         """Who hosts the queues, and when they were last heard of: for errors of those who waited in vain."""
 
@@ -178,6 +181,8 @@ class TaskFuture(Future):  # type: ignore[type-arg]
         """A loop: the Condition is shared, so another's end wakes this too."""
         if self._state in _DONE:
             return
+        if timeout is None or timeout > 0:
+            self._home.check_may_wait()
         if nested.inside_task():
             nested.warn_of_waiting()
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -118,6 +118,10 @@ def _chosen(given: Mapping[str, Any], name: str, default: Any) -> Any:
 def _check_directory(options: dict[str, Any]) -> None:
     """Where and how a durable pool is on disk."""
     dirpath, sync, storage = options["dirpath"], options["sync"], options["storage"]
+    if sync not in ("batch", "none"):
+        options["sync"] = _seconds("sync", sync)
+        if not options["sync"]:
+            raise ValueError("sync must be 'batch', 'none', or seconds above 0")
     if options["durability"] == Durability.TRANSIENT:
         if dirpath is not None:
             raise ValueError(f"dirpath={dirpath!r} is for a durable pool: add durability='durable'")
@@ -126,10 +130,6 @@ def _check_directory(options: dict[str, Any]) -> None:
     if dirpath is None:
         raise TypeError("a durable pool needs dirpath=, a directory that the workers see")
     options["dirpath"] = check_dirpath(dirpath)
-    if sync not in ("batch", "none"):
-        options["sync"] = _seconds("sync", sync)
-        if not options["sync"]:
-            raise ValueError("sync must be 'batch', 'none', or seconds above 0")
     if not isinstance(storage, Mapping):
         raise TypeError(f"storage must be a dict of options of the store, not {storage!r}")
     reject_unknown("storage=", storage, set(STORAGE_DEFAULTS))

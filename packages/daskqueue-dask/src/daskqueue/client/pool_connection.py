@@ -271,6 +271,10 @@ class PoolConnection:
 
     # -- waiting and reading
 
+    def check_may_wait(self) -> None:
+        """See `Session.check_may_wait`."""
+        self.session.check_may_wait()
+
     def whereabouts(self) -> str:
         """Who hosts the queues, and when they were last heard of: for errors of those who waited in vain."""
         return whereabouts(self.route, self.session.link.silent_for)

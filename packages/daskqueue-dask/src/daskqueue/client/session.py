@@ -121,15 +121,23 @@ class Session:
         """Whether this thread runs the client's event loop, where nothing may block."""
         return asyncio._get_running_loop() is self.loop
 
+    def check_may_wait(self) -> None:
+        """Raise RuntimeError on the client's event loop: who waits there waits for ever, and nobody else goes on."""
+        if self.on_loop:
+            instead = "await it instead" if self.asynchronous else "call it from another thread"
+            raise RuntimeError(f"this call would block the client's event loop: {instead}")
+
     def sync(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         """As Dask does: the result of `coroutine`, or with an asynchronous client the coroutine, to be awaited."""
         return coroutine if self.asynchronous else self.run(coroutine)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run `coroutine` on the client's event loop and wait for it."""
-        if self.on_loop:
+        try:
+            self.check_may_wait()
+        except RuntimeError:
             coroutine.close()
-            raise RuntimeError("this call would block the client's event loop: call it from another thread")
+            raise
         if self._forked:
             coroutine.close()
             raise PoolClosed(FORKED)

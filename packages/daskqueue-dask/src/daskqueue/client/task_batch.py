@@ -170,6 +170,8 @@ class TaskBatch(Sequence[TaskFuture]):
         seen = 0
         given = 0
         while given < len(self):
+            if seen == len(self._completed):
+                self._home.check_may_wait()
             with self._condition:
                 while seen == len(self._completed):
                     self._condition.wait()
@@ -181,6 +183,8 @@ class TaskBatch(Sequence[TaskFuture]):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all have ended; False if they have not within `timeout` seconds."""
+        if self._done < self._size and (timeout is None or timeout > 0):
+            self._home.check_may_wait()
         with self._condition:
             return self._condition.wait_for(lambda: self._done >= self._size, timeout)
 

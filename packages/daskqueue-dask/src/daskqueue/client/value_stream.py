@@ -126,6 +126,8 @@ class ValueStream:
             yield
 
     def _await(self, deadline: float | None, timeout: float | None) -> tuple[int, Piece, int]:
+        if self._read not in self._arrived:
+            self._home.check_may_wait()
         with self._condition:
             while (run := self._arrived.pop(self._read, None)) is None:
                 left = None if deadline is None else deadline - time.monotonic()

@@ -269,8 +269,8 @@ def decode_values(blob: Buffer) -> list[Any]:
         values = unpack(blob)
     except UNREADABLE as error:
         raise ResultLoadError(
-            f"the results could not be unpickled here: {type(error).__name__}: {message_of(error)}. If a module is missing, install"
-            " it in the client's environment."
+            f"the results could not be unpickled here: {type(error).__name__}: {message_of(error)}. If a module is"
+            " missing, install it in the client's environment."
         ) from error
     assert isinstance(values, list)
     return values
