@@ -15,7 +15,7 @@ import pytest
 from distributed import Client
 from distributed.core import Status
 
-from daskqueue import ConsumerBaseClass, ConsumerPool, DummyConsumer, PoolClosed, QueuePool
+from daskqueue import ConsumerBaseClass, ConsumerPool, DaskQueueError, DummyConsumer, PoolClosed, QueuePool
 from daskqueue.scheduler import orders
 from daskqueue.worker.chunk import Chunk
 from daskqueue_core.batch import Batch, Keep, Kind, lengths_column
@@ -214,6 +214,29 @@ def test_executor_by_factory(client: Client, pool: QueuePool) -> None:
     """A function makes it on the worker."""
     with ConsumerPool(client, pool, executor=lambda: cf.ThreadPoolExecutor(1, thread_name_prefix="mine")):
         assert pool.submit(where).result(LIMIT)[1].startswith("mine")
+
+
+@pytest.mark.parametrize("make", [lambda: 5, lambda: cf.ProcessPoolExecutor(1)])
+def test_executor_that_is_none(client: Client, pool: QueuePool, make: Callable[[], Any]) -> None:
+    """What a factory makes is looked at when the consumers start, not when the first task finds nobody to run it."""
+    with pytest.raises(DaskQueueError, match=r"executor must make an Executor of threads, .* and it made "):
+        ConsumerPool(client, pool, executor=make).start()
+
+
+def test_executor_that_was_shut_down(client: Client, pool: QueuePool) -> None:
+    """Tasks fail with what it says, instead of being leased for ever; the pool ends."""
+
+    def closed() -> cf.Executor:
+        executor = cf.ThreadPoolExecutor(1)
+        executor.shutdown()
+        return executor
+
+    with ConsumerPool(client, pool, executor=closed) as consumers:
+        batch = pool.submit_many(abs, range(20))
+        assert batch.wait(LIMIT)
+        assert batch.counts().failed == 20
+        assert "after shutdown" in str(batch[0].exception())
+        assert consumers.drain(LIMIT)
 
 
 # ------------------------------------------------------------------------------------------------------ batch, acks

@@ -221,8 +221,12 @@ class ConsumerActor:
             running.add_done_callback(partial(self._ran_async, chunk))
             self._tasks.add(running)
         else:  # not `run_in_executor`, which would wake the event loop a second time
-            thread = self._executor.executor.submit(self._work, chunk)
-            thread.add_done_callback(partial(self._worked, chunk))
+            try:
+                thread = self._executor.executor.submit(self._work, chunk)
+            except Exception as error:  # whoever it belongs to has shut it down
+                self._loop.call_soon(self._ran, chunk, chunk.fail(error))
+            else:
+                thread.add_done_callback(partial(self._worked, chunk))
 
     def _begun(self, chunk: Chunk) -> None:
         """Watch a chunk that runs."""

@@ -6,7 +6,8 @@ The worker's own is not ours to end. Ours are replaced when their number changes
 from __future__ import annotations
 
 import pickle
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
 
 from distributed import Worker
 from distributed.threadpoolexecutor import ThreadPoolExecutor
@@ -35,7 +36,7 @@ class TaskExecutor:
         executors = self._worker.executors
         if isinstance(self._wanted, bytes):
             if self._executor is None:
-                self._executor, self._owned = pickle.loads(self._wanted)(), True
+                self._executor, self._owned = _made_by(pickle.loads(self._wanted)), True
         elif self._wanted != "default" or slots <= self._worker.state.nthreads:
             if self._wanted not in executors:
                 raise ValueError(f"executor {self._wanted!r} is not one of this worker's: {sorted(executors)}")
@@ -51,3 +52,12 @@ class TaskExecutor:
         if self._owned and self._executor is not None:
             self._executor.shutdown(wait=False)
         self._owned = False
+
+
+def _made_by(factory: Callable[[], object]) -> Executor:
+    made = factory()
+    if isinstance(made, ProcessPoolExecutor) or not callable(getattr(made, "submit", None)):
+        raise TypeError(
+            f"executor must make an Executor of threads, such as a ThreadPoolExecutor, and it made {made!r}"
+        )
+    return made  # type: ignore[return-value]  # anything with its `submit` will do
