@@ -123,6 +123,7 @@ def test_only_unserved_left() -> None:
     served = Served((), False, (CALLS,), 1)
     unserved = QueueStats("u", ready=2, waiting=((Kind.CALL, ("a",), 2),))
     assert only_unserved_left([unserved, QueueStats("v")], served)
+    assert not only_unserved_left([QueueStats("v")], served)
     assert not only_unserved_left([unserved._replace(delivered=1)], served)
     assert not only_unserved_left([unserved._replace(ready=3, waiting=(*unserved.waiting, (Kind.CALL, (), 1)))], served)
 

@@ -138,6 +138,24 @@ def test_w8_queues_host_killed(
 # ---------------------------------------------------------------------------------------------- the queue's host
 
 
+def test_host_killed_while_the_pool_shuts_down(
+    new_workers: Callable[..., Any], victims: Any, eventually: Callable[..., Any], monkeypatch: Any
+) -> None:
+    """It still waits for its work: a new life of the queue, into which nothing was put again yet, has nothing to do."""
+    monkeypatch.setattr("daskqueue.client.pool_connection.SERVED_S", 0.0)
+    client = new_workers(3).client
+    pool = started(client)
+    victim = victims(client)
+    futures = [pool.submit(time.sleep, 0.01) for _ in range(200)]
+    eventually(lambda: futures[10].done())
+    ending = threading.Thread(target=pool.shutdown)
+    ending.start()
+    victim.kill(victim.host(pool))
+    ending.join(LIMIT)
+    assert not ending.is_alive()
+    assert [future.result(0) for future in futures] == [None] * 200
+
+
 def test_queue_lost_with_fail(
     new_workers: Callable[..., Any], victims: Any, oracle: Any, gate: Any, eventually: Callable[..., Any]
 ) -> None:

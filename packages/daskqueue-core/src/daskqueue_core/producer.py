@@ -152,6 +152,12 @@ class ProducerStream:
         """Batches without all their outcomes."""
         return len(self._pending)
 
+    @property
+    def awaited(self) -> int:
+        """Messages that the queue has accepted, and whose outcomes have not come."""
+        unsure = {batch.first for batch in self._unaccepted()}
+        return sum(pending.left for first, pending in self._pending.items() if first not in unsure)
+
     def offer(self, batch: Batch, sink: Any = None, shift: int = 0) -> None:
         """Take a batch to be put, after those offered before. `sink` comes back with its outcomes.
 

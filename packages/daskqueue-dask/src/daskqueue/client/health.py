@@ -109,9 +109,9 @@ def diagnose(pool: str, queues: Mapping[int, QueueStats | str], served: Served, 
 
 
 def only_unserved_left(queues: Sequence[QueueStats], served: Served) -> bool:
-    """Whether nothing runs and nothing waits that a consumer would take."""
+    """Whether something waits that no consumer takes, and nothing else: nothing runs, nothing waits for a consumer."""
     unserved = sum(count for stats in queues for _, _, count in _unserved_by(stats, served))
-    return sum(stats.unfinished for stats in queues) == unserved
+    return 0 < unserved == sum(stats.unfinished for stats in queues)
 
 
 def _unserved_by(stats: QueueStats, served: Served) -> list[tuple[int, tuple[str, ...], int]]:

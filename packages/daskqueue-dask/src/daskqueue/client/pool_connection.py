@@ -318,12 +318,22 @@ class PoolConnection:
             )
 
     async def join_served(self, kinds: Collection[int]) -> None:
-        """As `join`, but what no consumer takes does not keep it waiting: work with tags that nobody has."""
-        joining = self.session.spawn(self._join(kinds))
+        """As `join`, but what no consumer takes does not keep it waiting: work with tags that nobody has.
+
+        Two looks must agree: into the new life of a queue that was lost, its clients still put what that had.
+        """
+        joining = asyncio.ensure_future(self._join(kinds))
+        joining.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody asks for it any more
+        before: object = None
         try:
             while not (await asyncio.wait([joining], timeout=SERVED_S))[0]:
-                if only_unserved_left(await self.stats(), await self.served()):
+                queues, served = await self.stats(), await self.served()
+                now = [(queue.uuid, queue.puts, queue.finished) for queue in queues]
+                # where more outcomes are awaited than tasks left, some are on their way here
+                awaited = sum(stream.awaited for stream in self.streams) - sum(queue.unfinished for queue in queues)
+                if now == before and awaited <= 0 and only_unserved_left(queues, served):
                     return
+                before = now
             joining.result()
         finally:
             joining.cancel()
