@@ -7,7 +7,9 @@ there is space again, all continues, and nothing is lost.
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,34 @@ def test_submitters_are_told(
         ballast.unlink()
         assert [pool.submit(task, n, LOAD).result(LIMIT) for n in range(1000, 1010)] == list(range(1000, 1010))
         pool.join(timeout=LIMIT)
+
+
+def test_items(client: Client, disk: Path) -> None:
+    """Items hear of it as calls do: at once, in time, or they wait, with a key of their own too."""
+    item = os.urandom(MEBIBYTE)
+    with QueuePool(client, durability="durable", dirpath=disk / "pool", on_full="raise") as pool:
+        ballast = fill(disk, leaving=MEBIBYTE // 2)
+        for put in (pool.put, pool.options(key="named").put, lambda item: pool.put_many([item])):
+            with pytest.raises(DiskFullError):
+                put(item)
+        ballast.unlink()
+    with QueuePool(client, durability="durable", dirpath=disk / "pool") as pool:
+        ballast = fill(disk, leaving=MEBIBYTE // 2)
+        with pytest.raises(DiskFullError):
+            pool.put(item, timeout=0.1)
+        with pytest.raises(DiskFullError):
+            pool.put(item, block=False)
+        waiting = [threading.Thread(target=door.put, args=(item,)) for door in (pool, pool.options(key="named"))]
+        for thread in waiting:
+            thread.start()
+        with pytest.raises((queue.Full, DiskFullError)):  # Full: behind those that wait
+            pool.put(item, timeout=0.5)
+        assert all(thread.is_alive() for thread in waiting)
+        ballast.unlink()
+        for thread in waiting:
+            thread.join(LIMIT)
+            assert not thread.is_alive()
+        assert pool.stats()[0].ready == 2
 
 
 def test_submitters_wait(client: Client, disk: Path, gate: Any, oracle: Oracle, eventually: Callable[..., Any]) -> None:

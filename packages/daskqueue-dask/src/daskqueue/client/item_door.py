@@ -8,9 +8,11 @@ from __future__ import annotations
 import secrets
 from queue import Full as QueueFull
 
-from daskqueue.wire.link import Link, Route
+from daskqueue.wire.link import Link, RemoteFailure, Route
+from daskqueue.wire.storage_errors import storage_error
 from daskqueue_core.batch import Batch
 from daskqueue_core.queue import Accepted, Full
+from daskqueue_storage.errors import DiskFullError
 
 __all__ = ["put_now"]
 
@@ -20,14 +22,20 @@ async def put_now(
 ) -> Accepted:
     """Put `batch` into queue `index`. Fewer are accepted if keys are in use.
 
-    `queue.Full` after `wait` seconds without room, `QueueUnavailable` after `patience` seconds without a host.
+    `queue.Full` or `DiskFullError` after `wait` seconds without room, `QueueUnavailable` after `patience` seconds
+    without a host.
     """
     producer = secrets.randbits(64)
     answer = None
     while not isinstance(answer, (Accepted, Full)):
-        answer = await link.call(
-            route, index, "admit", patience=patience, batches=(batch,), producer=producer, number=0, wait=wait
-        )
+        try:
+            answer = await link.call(
+                route, index, "admit", patience=patience, batches=(batch,), producer=producer, number=0, wait=wait
+            )
+        except RemoteFailure as failure:
+            if failure.kind != DiskFullError.__name__:
+                raise
+            raise storage_error(failure.kind, str(failure), "") from None
     if isinstance(answer, Full):
         raise QueueFull(f"queue {index} of pool {route.pool!r} is full: nothing was put")
     return answer

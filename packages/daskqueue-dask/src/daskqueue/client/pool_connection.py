@@ -39,6 +39,7 @@ from daskqueue_core.producer import LostBatch, ProducerStream
 from daskqueue_core.protocols import Accepted
 from daskqueue_core.retry import RetryPolicy
 from daskqueue_core.stats import QueueStats
+from daskqueue_storage.errors import DiskFullError
 
 __all__ = ["PoolConnection"]
 
@@ -139,7 +140,7 @@ class PoolConnection:
         if wait is None and self.options["on_full"] == "wait":
             answer = None
             while answer is None:
-                with contextlib.suppress(QueueFull):
+                with contextlib.suppress(QueueFull, DiskFullError):
                     answer = await self._put_now(index, batch, ROOM_WAIT_S, None)
         else:
             answer = await self._put_now(index, batch, wait or 0.0, wait + GRACE_S if wait else ANSWER_S)

@@ -180,7 +180,8 @@ class TaskDoor:
         """Put items for a custom consumer; returns once all were accepted.
 
         A full queue makes it wait; with `block=False`, after `timeout` seconds, or in a pool with `on_full="raise"` it
-        raises `queue.Full` instead. Items travel in batches of up to 1,000: those before the refused one were put.
+        raises `queue.Full` instead (or `DiskFullError`). Items travel in batches of up to 1,000: those before the
+        refused one were put.
         """
         self._for_many("put_many")
         return self._session.sync(self._connection.put(self._items(items), timeout if block else 0.0))
