@@ -79,7 +79,7 @@ class ConsumerPool:
                 check_count(name, value)
         if not isinstance(executor, str) and not callable(executor):
             raise TypeError(f"executor must be a name or a function that makes one, not {executor!r}")
-        if not isinstance(early_ack, bool):  # type: ignore[redundant-expr]
+        if not isinstance(early_ack, bool):
             raise TypeError(f"early_ack must be True or False, not {early_ack!r}")
         self.queue_pool = queue_pool
         self.n_consumers = n_consumers
