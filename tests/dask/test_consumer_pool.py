@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, Worker
 from distributed.core import Status
 
 from daskqueue import ConsumerBaseClass, ConsumerPool, DaskQueueError, DummyConsumer, PoolClosed, QueuePool
@@ -237,6 +237,32 @@ def test_executor_that_was_shut_down(client: Client, pool: QueuePool) -> None:
         assert batch.counts().failed == 20
         assert "after shutdown" in str(batch[0].exception())
         assert consumers.drain(LIMIT)
+
+
+def test_executor_that_ends_with_its_worker(new_workers: Callable[..., Any]) -> None:
+    """Dask shuts executors down when a worker closes: what was to run there is no failure, others run it."""
+    client = new_workers(2).client
+    leaving = min(client.scheduler_info(n_workers=-1)["workers"])
+
+    class Ended:
+        def __init__(self, worker: Worker) -> None:
+            self.worker = worker
+
+        def submit(self, *_: Any) -> None:
+            self.worker.status = Status.closing_gracefully
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+        def shutdown(self, wait: bool = True) -> None:
+            """It is."""
+
+    def make() -> Any:
+        (worker,) = Worker._instances
+        return Ended(worker) if worker.address == leaving else cf.ThreadPoolExecutor(1)
+
+    with QueuePool(client) as pool:
+        batch = pool.submit_many(abs, range(200))
+        with ConsumerPool(client, pool, executor=make):
+            assert batch.results(LIMIT) == list(range(200))
 
 
 # ------------------------------------------------------------------------------------------------------ batch, acks

@@ -19,6 +19,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from distributed.core import Status
+
 from daskqueue.consumers import DummyConsumer
 from daskqueue.wire.compat import coroutine_context, task_context
 from daskqueue.wire.link import Route
@@ -224,6 +226,8 @@ class ConsumerActor:
             try:
                 thread = self._executor.executor.submit(self._work, chunk)
             except Exception as error:  # whoever it belongs to has shut it down
+                if self._node.worker.status not in (Status.running, Status.paused):
+                    self._spawn_release(chunk)  # Dask has: others run it
                 self._loop.call_soon(self._ran, chunk, chunk.fail(error))
             else:
                 thread.add_done_callback(partial(self._worked, chunk))
