@@ -63,6 +63,13 @@ def test_unpicklable_argument_raises_at_submit(pool: QueuePool) -> None:
     assert sum(queue.puts for queue in pool.stats()) == 0
 
 
+def test_a_future_does_not_travel(pool: QueuePool) -> None:
+    """Its error says what does."""
+    future = pool.submit(abs, -1)
+    with pytest.raises(UnpicklableArgument, match=r"argument 0 .* send its key, and ask pool.get_future\(key\) there"):
+        pool.submit(abs, future)
+
+
 @pytest.mark.parametrize("wait", ["result", "batch", "iterate", "map"])
 def test_waiting_on_the_event_loop_is_refused(client: Client, wait: str) -> None:
     """There it would be for ever, since outcomes arrive on that loop; what has ended, or is only looked at, is read."""

@@ -65,6 +65,7 @@ def gone(ref: weakref.ref[Any]) -> bool:
 def test_is_an_executor(executor: QueueExecutor) -> None:
     """It passes where one is asked for, and its futures too."""
     assert isinstance(executor, cf.Executor)
+    assert repr(executor).startswith("<QueueExecutor of <QueuePool ")
     future = executor.submit(operator.add, 1, 2)
     assert isinstance(future, cf.Future)
     assert future.result(LIMIT) == 3

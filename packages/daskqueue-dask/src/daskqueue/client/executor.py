@@ -94,6 +94,9 @@ class QueueExecutor(Executor):
         for thing in owned:
             thing.close()
 
+    def __repr__(self) -> str:
+        return f"<QueueExecutor of {self._pool!r}>"
+
     @property
     def queue_pool(self) -> QueuePool:
         """The queues behind it."""

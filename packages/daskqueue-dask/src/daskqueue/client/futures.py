@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from daskqueue.client.callbacks import CallbackThread
 from daskqueue.client.naming import task_key
@@ -115,6 +115,9 @@ class TaskFuture(Future):  # type: ignore[type-arg]
     def __repr__(self) -> str:
         state = "pending" if self._state == PENDING else "cancelled" if self.cancelled() else "finished"
         return f"<TaskFuture {self.key} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} does not leave its process: send its key, and ask pool.get_future(key) there")
 
     def cancel(self) -> bool:
         """Try to cancel the task. True: it will not run, and no outcome will come.
