@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daskqueue.wire.buffers import pack, unpack
+from daskqueue.wire.buffers import Spread, pack, spread, unpack, whole
 from daskqueue.wire.pickles import APART_BYTES
 
 np: Any = pytest.importorskip("numpy")
@@ -98,6 +98,61 @@ def test_large_bytes_lie_beside(kind: type) -> None:
     assert back == value
 
 
+def test_a_list_of_large_bytes_needs_no_pickle() -> None:
+    """It can be read as views, which hold on to the batch until each is made whole."""
+    value = [b"a" * 50_000, b"b" * APART_BYTES]
+    data = pack(value)
+    assert len(data) == 8 + 2 * 8 + 50_000 + APART_BYTES
+    views = unpack(data, views=True)
+    assert [type(each) for each in views] == [memoryview] * 2
+    assert all(each.obj is data for each in views)
+    assert list(map(whole, views)) == unpack(data) == value
+
+
+@pytest.mark.parametrize("value", [[b"a" * 50_000, b"small"], [np.ones(50_000, "u1")], range(5), [None]])
+def test_anything_else_is_whole(value: Any) -> None:
+    """Also where views are welcome."""
+    back = unpack(pack(value), views=True)
+    assert all(whole(each) is each for each in back)
+    assert [bytes(each) for each in back if each is not None] == [bytes(each) for each in value if each is not None]
+
+
+def test_large_bytes_are_spread() -> None:
+    """What is sent is what was given, not a copy of it."""
+    for value in ([b"a" * 100_000, b"b" * 70_000], (b"a" * 100_000, 1)):
+        sent = spread(value)
+        assert isinstance(sent, Spread)
+        assert any(piece is value[0] for piece in sent.pieces)
+        assert len(sent) == len(pack(value))
+        assert bytes(sent) == pack(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [np.ones(100_000, "u1"), b"a" * 100_000],  # an array may be changed before it is sent
+        [bytearray(100_000)],
+        [b"a" * 20_000, b"b" * 20_000],  # small ones are joined by Dask if not here
+        [1, 2],
+    ],
+)
+def test_what_may_change_or_is_small_is_joined(value: Any) -> None:
+    """It is copied where it is given."""
+    assert spread(value) == pack(value)
+
+
+class Slice:
+    """Gives pickle a buffer that is a part of its bytes."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return bytes, (pickle.PickleBuffer(memoryview(b"a" + b"b" * 100_000)[1:]),)
+
+
+def test_a_part_of_bytes_is_no_more_than_that() -> None:
+    """What lies around it does not travel."""
+    assert unpack(bytes(spread([Slice()]))) == [b"b" * 100_000]
+
+
 def test_the_same_bytes_twice_travel_once() -> None:
     """As pickle does it."""
     data = pack([b"x" * 50_000] * 10)
@@ -121,14 +176,15 @@ def test_classes_derived_from_bytes_stay() -> None:
 @pytest.mark.parametrize("cut", [1, 40, 20_000])
 def test_damage_is_noticed(cut: int) -> None:
     """Bytes that are missing do not give a shorter array."""
-    data = pack([np.ones(50_000, "u1")])
-    with pytest.raises((ValueError, struct.error)):
-        unpack(data[:-cut])
+    for value in ([np.ones(50_000, "u1")], [bytes(50_000)]):
+        with pytest.raises((ValueError, struct.error)):
+            unpack(pack(value)[:-cut])
 
 
 def test_a_damaged_count_is_noticed() -> None:
     """A count beyond the data is an error, not a wild read."""
-    data = bytearray(pack([np.ones(50_000, "u1")]))
-    data[4:8] = b"\xff\xff\xff\x7f"
-    with pytest.raises((ValueError, struct.error, MemoryError)):
-        unpack(bytes(data))
+    for value in ([np.ones(50_000, "u1")], [bytes(50_000)]):
+        data = bytearray(pack(value))
+        data[4:8] = b"\xff\xff\xff\x7f"
+        with pytest.raises((ValueError, struct.error, MemoryError)):
+            unpack(bytes(data))

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster, Scheduler, Worker, get_client, get_worker, secede, worker_client
+from distributed.comm import connect, listen
 from distributed.core import Server
+from distributed.protocol import dumps, loads
+from distributed.protocol.utils import pack_frames, unpack_frames
 from distributed.threadpoolexecutor import rejoin
 from distributed.worker import thread_state
 
@@ -18,6 +21,7 @@ from daskqueue.wire.compat import (
     coroutine_context,
     end_heartbeats,
     end_of,
+    frames_of_one,
     metric_of,
     process_of,
     raise_adaptive_target,
@@ -254,6 +258,36 @@ def test_who_waits_for_an_end() -> None:
         waiting = asyncio.ensure_future(server.finished())
         end_of(server)
         await asyncio.wait_for(waiting, LIMIT)
+
+    asyncio.run(test())
+
+
+def test_frames_of_one_arrive_as_one() -> None:
+    """Dask reads frames over `bytes` into one buffer: what arrives is a view of that."""
+    pieces = [b"head", b"a" * 100_000, b"b" * 70_000]
+    received = memoryview(bytearray(pack_frames(dumps([1, frames_of_one(pieces)]))))
+    one, whole = loads(unpack_frames(received))
+    assert one == 1
+    assert whole == b"".join(pieces)
+    assert whole.obj is received.obj
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "inproc://"])
+def test_frames_of_one_over_a_connection(address: str) -> None:
+    """Of any kind: in one process there are no frames."""
+    pieces = [b"head", b"a" * 100_000, b"b" * 70_000]
+
+    async def test() -> None:
+        arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        async def hear(comm: Any) -> None:
+            arrived.set_result(await comm.read())
+
+        async with listen(address, hear) as listener:
+            comm = await connect(listener.contact_address)
+            await comm.write({"body": [frames_of_one(pieces)]})
+            assert list((await asyncio.wait_for(arrived, LIMIT))["body"]) == [b"".join(pieces)]
+            await comm.close()
 
     asyncio.run(test())
 

@@ -128,6 +128,14 @@ def test_map_order_and_several_iterables(pool: QueuePool) -> None:
         pool.map(abs, [1], buffersize=0)
 
 
+def test_map_of_large_bytes(pool: QueuePool) -> None:
+    """They travel as they are, not joined, and each is made where it runs."""
+    values = [bytes([n]) * 100_000 for n in range(50)]
+    assert list(pool.map(bytes.hex, values, timeout=LIMIT)) == [each.hex() for each in values]
+    batch = pool.submit_many(bytes.decode, [*values, b"\xff" * 100_000])
+    assert {index: type(error) for index, error in batch.failures(LIMIT).items()} == {50: UnicodeDecodeError}
+
+
 def test_map_starts_at_the_call(pool: QueuePool, oracle: Any, eventually: Callable[..., Any]) -> None:
     """Nobody has to read for the work to be done."""
     values = pool.map(oracle.mark, range(20))

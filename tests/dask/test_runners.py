@@ -214,6 +214,25 @@ def test_arguments_do_not_outlive_the_job() -> None:
     assert [ref() for ref in kept] == [None, None]
 
 
+@pytest.mark.parametrize("timeout", [b"", encode_control(Control(LIMIT))])
+def test_large_bytes_are_bytes(private_loop: PrivateLoop, timeout: bytes) -> None:
+    """A job holds views of them and makes each when it runs, which a function does not see."""
+    elements = [bytes([n]) * 50_000 for n in range(5)]
+
+    def check(data: bytes) -> int:
+        assert type(data) is bytes
+        if data[0] == 2:
+            raise ValueError
+        return data[0]
+
+    async def check_async(data: bytes) -> int:
+        return check(data)
+
+    for fn in (check, check_async):
+        job = job_of(fn, elements, style=Style.COLUMN, private_loop=private_loop, control=timeout)
+        assert shown(outcomes(job.run())) == [0, 1, ValueError, 3, 4]
+
+
 # ---------------------------------------------------------------------------------------------------------- take_rest
 
 

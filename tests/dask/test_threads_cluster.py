@@ -61,6 +61,8 @@ def test_large_arguments_and_values(threads: Client) -> None:
         assert executor.submit(len, LARGE).result(LIMIT) == len(LARGE)
         assert executor.submit(fill, 1).result(LIMIT) == LARGE
         assert list(executor.map(bytes.upper, [LARGE] * 40, timeout=LIMIT)) == [LARGE.upper()] * 40
+        different = [LARGE + b"%d" % n for n in range(40)]
+        assert list(executor.map(bytes.upper, different, timeout=LIMIT)) == [each.upper() for each in different]
         assert list(executor.map(fill, range(40), timeout=LIMIT)) == [fill(n) for n in range(40)]
         error = executor.submit(fail, LARGE).exception(LIMIT)
         assert isinstance(error, ValueError)

@@ -170,6 +170,13 @@ def test_a_dead_letter_brings_its_own_payload() -> None:
         assert [failure.body for failure in again] == [b"", b""], "the queue has singles"
 
 
+def test_a_dead_letter_of_large_bytes() -> None:
+    """Which were not read from the block but where they are."""
+    elements = [bytes([n]) * 50_000 for n in range(3)]
+    failures = job_of(fails, elements, style=Style.COLUMN).run().failures
+    assert [failure.body for failure in failures] == list(map(encode_item, elements))
+
+
 def test_items_bring_theirs() -> None:
     """As put would have written them."""
     (failure,) = Job.of_items(fails, encode_items([(1, 2)]), None, 0, 1).run().failures

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from daskqueue.wire.calls import encode_block, encode_item, encode_lengths
 from daskqueue.wire.functions import Style, encode_function
-from daskqueue_core.batch import Batch, Keep, Kind
+from daskqueue_core.batch import Batch, Buffer, Keep, Kind
 
 __all__ = ["BLOCK_CALLS", "SMALL_CALLS", "Calls", "encode_calls", "item_batch"]
 
@@ -87,7 +87,7 @@ def _block_calls(nbytes: float) -> int:
     return max(min(SMALL_CALLS, int(SMALL_BYTES / nbytes)), min(BLOCK_CALLS, int(BLOCK_BYTES / nbytes)))
 
 
-def _blocks(fn: Callable[..., Any], elements: Sequence[Any], style: Style) -> Iterator[tuple[int, bytes]]:
+def _blocks(fn: Callable[..., Any], elements: Sequence[Any], style: Style) -> Iterator[tuple[int, Buffer]]:
     body = encode_block(elements, fn, style)
     if len(body) <= 4 * BLOCK_BYTES or len(elements) == 1:
         yield len(elements), body

@@ -18,9 +18,9 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
-from daskqueue.wire.buffers import pack, unpack
+from daskqueue.wire.buffers import pack, spread, unpack
 from daskqueue.wire.errors import (
     ArgumentLoadError,
     ResultLoadError,
@@ -62,10 +62,13 @@ def encode_args(args: tuple[Any, ...], kwargs: dict[str, Any] | None, fn: Callab
         raise _unpicklable(args, kwargs or {}, function_name(fn), error, None) from error
 
 
-def encode_block(elements: Sequence[Any], fn: Callable[..., Any], style: Style = Style.ARGS) -> bytes:
-    """All elements of a batch as one pickle. Raises UnpicklableArgument, naming element and argument."""
+def encode_block(elements: Sequence[Any], fn: Callable[..., Any], style: Style = Style.ARGS) -> bytes | memoryview:
+    """All elements of a batch as one pickle. Raises UnpicklableArgument, naming element and argument.
+
+    Where that saves a copy it is a `Spread`, which is a buffer once it has been sent.
+    """
     try:
-        return pack(elements)
+        return cast("bytes | memoryview", spread(elements))
     except Exception as error:
         for index, element in enumerate(elements):
             args, kwargs = element if style is Style.KWARGS else ((element,) if style is Style.COLUMN else element, {})
@@ -237,9 +240,12 @@ def _load_block(body: Buffer, lo: int, hi: int) -> list[Any]:
 
 
 def load_column(body: Buffer, lo: int, hi: int) -> Sequence[Any]:
-    """Arguments lo..hi of a block of style COLUMN: any sequence that slices. Raises ArgumentLoadError."""
+    """Arguments lo..hi of a block of style COLUMN: any sequence that slices. Raises ArgumentLoadError.
+
+    Those that are memoryviews are not `whole` yet.
+    """
     try:
-        column: Sequence[Any] = unpack(body)
+        column: Sequence[Any] = unpack(body, views=True)
         if len(column) < hi:
             raise ValueError("the block holds fewer calls than its batch says")
         return column if hi - lo == len(column) else column[lo:hi]

@@ -12,17 +12,19 @@ Not here: anything with a decision in it. When a new `distributed` breaks us, it
     Worker.periodic_callbacks["heartbeat"]   what a worker that leaves says no more
     Scheduler.handlers["adaptive_target"]    how many workers `cluster.adapt` wants
     Server._event_finished                   what `Server.finished` waits for
+    protocol.serialize.Serialized            frames that arrive as one: how Dask says that it has split a buffer
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from distributed import Scheduler, Worker
+from distributed.protocol.serialize import Serialized, serialize_and_split
 from distributed.scheduler import WorkerState
 from distributed.utils import set_thread_state
 from distributed.worker import _worker_cvar
@@ -33,6 +35,7 @@ __all__ = [
     "coroutine_context",
     "end_heartbeats",
     "end_of",
+    "frames_of_one",
     "metric_of",
     "process_of",
     "raise_adaptive_target",
@@ -122,3 +125,15 @@ def raise_adaptive_target(scheduler: Scheduler, wanted: Callable[[Any], int]) ->
         return max(of_dask, wanted(target_duration))
 
     scheduler.handlers["adaptive_target"] = adaptive_target
+
+
+def frames_of_one(pieces: Sequence[bytes]) -> Serialized:
+    """For a message: what arrives as a memoryview of all `pieces`, which are not joined before; no copy is made there.
+
+    As a buffer that Dask has split into frames, which it reads into one.
+    """
+    header, _ = serialize_and_split(memoryview(b""))
+    count = len(pieces)
+    header["sub-header"] = {"format": "B", "shape": (sum(map(len, pieces)),)}
+    header |= {"split-num-sub-frames": (count,), "split-offsets": (0,), "compression": (None,) * count}
+    return Serialized(header, list(pieces))

@@ -18,6 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from distributed.protocol import to_serialize
 
+from daskqueue.wire.buffers import Spread
+from daskqueue.wire.compat import frames_of_one
 from daskqueue.wire.recovery import Recovery
 from daskqueue_core.batch import Batch, Buffer, Part
 from daskqueue_core.dead_letters import DeadLetter
@@ -76,8 +78,12 @@ def _bytes(buffer: Buffer | None) -> Any:
     return to_serialize(memoryview(buffer))
 
 
+def _body(body: Buffer | Spread) -> Any:
+    return frames_of_one(body.pieces) if isinstance(body, Spread) else _bytes(body)
+
+
 def _pack_batches(batches: Iterable[Batch]) -> list[Any]:
-    return [[batch[0], _bytes(batch[1]), *batch[2:]] for batch in batches]
+    return [[batch[0], _body(batch[1]), *batch[2:]] for batch in batches]
 
 
 def _unpack_batches(message: Iterable[Any]) -> list[Batch]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from daskqueue.wire.buffers import whole
 from daskqueue.wire.calls import load_column, load_elements
 from daskqueue.wire.functions import Buffer, Call, Style, load_call
 
@@ -19,7 +20,10 @@ __all__ = ["Load", "Loaded", "load_calls", "load_items"]
 
 
 class Loaded(NamedTuple):
-    """What a job runs: `fn` of each element, spread over its arguments or as the one argument."""
+    """What a job runs: `fn` of each element, spread over its arguments or as the one argument.
+
+    Elements that are views are not `whole`: `fn` makes them so, one at a time.
+    """
 
     fn: Callable[..., Any]
     elements: Sequence[Any]
@@ -35,7 +39,9 @@ def load_calls(shared: Buffer, body: Buffer, lengths: Buffer | None, lo: int, hi
     def load() -> Loaded:
         call = load_call(shared)
         if call.style is Style.COLUMN and lengths is None:
-            return Loaded(call.fn, load_column(body, lo, hi), False)
+            column = load_column(body, lo, hi)
+            is_whole = type(column) is not list or type(column[0]) is not memoryview
+            return Loaded(call.fn if is_whole else partial(_of_whole, call.fn), column, False)
         return Loaded(_applied(call), load_elements(body, lengths, lo, hi), True)
 
     return load
@@ -56,3 +62,7 @@ def _applied(call: Call) -> Callable[..., Any]:
 
 def _apply(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return fn(*args, **kwargs)
+
+
+def _of_whole(fn: Callable[[Any], Any], element: Any) -> Any:
+    return fn(whole(element))

@@ -20,6 +20,7 @@ import random
 from collections.abc import Container, Sequence
 from typing import Any
 
+from daskqueue.wire.buffers import whole
 from daskqueue.wire.calls import Unloadable, encode_args, encode_item
 from daskqueue.wire.errors import TaskFailure, encode_error
 from daskqueue.worker.loading import Load, Loaded
@@ -108,6 +109,6 @@ class Verdicts:
             element = elements[index]
             if type(element) is Unloadable:
                 return b""
-            return encode_args(element, None, fn) if spread else encode_item(element)
+            return encode_args(element, None, fn) if spread else encode_item(whole(element))
         except BaseException:  # unpickling and pickling run what the classes say, sys.exit too
             return b""
