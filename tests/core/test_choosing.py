@@ -43,12 +43,19 @@ def test_as_many_as_are_wanted() -> None:
 
 
 def test_a_queue_that_runs_dry_is_shared() -> None:
-    """Where few leases are left, each is half as large, and never empty."""
+    """Where few leases are left, each is shorter, down to a quarter, and never empty."""
     payloads = filled(Batch(50, b"", function=b"f"))
-    demand = Demand(1, {b"f": 7})
-    assert chosen(payloads, demand, (0, 50), count=7 * DEEP) == [(0, 7)]
-    assert chosen(payloads, demand, (0, 50), count=7 * DEEP - 1) == [(0, 4)]
+    demand = Demand(1, {b"f": 28})
+    taken = [chosen(payloads, demand, (0, 50), count=n * DEEP) for n in (28, 27, 20, 7, 6, 0)]
+    assert taken == [[(0, 28)], [(0, 27)], [(0, 20)], [(0, 7)], [(0, 7)], [(0, 7)]]
     assert chosen(payloads, Demand(1, {b"f": 1}), (0, 1), count=1) == [(0, 1)]
+
+
+def test_who_has_many_slots_takes_something_for_each_second() -> None:
+    """One request for each of them would take longer than the end can win."""
+    payloads = filled(Batch(50, b"", function=b"f"))
+    assert chosen(payloads, Demand(8, {b"f": 8}), (0, 50), count=9) == [(0, 4)]
+    assert chosen(payloads, Demand(8, {b"f": 32}), (0, 50), count=9) == [(0, 8)]
 
 
 def test_no_more_is_offered_than_needed() -> None:

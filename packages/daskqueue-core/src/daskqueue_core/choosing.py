@@ -1,7 +1,7 @@
 """Which of the ready messages one lease takes: of one function, so that its estimate holds, and not too many bytes.
 
 The ledger offers only what the consumer serves, in order; this looks at what the messages are. Near the end of the work
-leases of long tasks are half as long, so that nobody runs two halves while another has none.
+leases of long tasks are shorter, down to a quarter, so that nobody has much to do while another has nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["LEASE_BYTES", "chooser"]
 
 LEASE_BYTES: Final = 4 << 20
 DEEP: Final = 16  # leases like this one that are ready: enough for everybody
-MANY: Final = 1_000  # in a lease: so short that another round trip costs more than the end can win
+MANY: Final = 1_800  # in a lease: so short that another round trip costs more than the end can win
 
 
 def chooser(limit: int, demand: Demand, payloads: Payloads, count: int) -> Callable[[Iterator[Run]], list[Run]]:
     """Takes the first messages somebody like this can run, of `count` that are ready."""
-    wants, have = demand.wants, demand.have
+    wants, have, slots = demand.wants, demand.have, demand.unknown  # never timed: one a slot
 
     def choose(ready: Iterator[Run]) -> list[Run]:
         picked: list[Run] = []
@@ -36,9 +36,9 @@ def chooser(limit: int, demand: Demand, payloads: Payloads, count: int) -> Calla
                     function = batch.function
                     wanted = wants.get(function)
                     if wanted is None:
-                        wanted = demand.unknown
+                        wanted = slots
                     elif wanted < MANY and count < DEEP * wanted:
-                        wanted = (wanted + 1) // 2
+                        wanted = max(count // DEEP, -(-wanted // 4), (min(wanted, slots) + 1) // 2)
                     room = min(limit, wanted)
                     if room <= 0:
                         return picked

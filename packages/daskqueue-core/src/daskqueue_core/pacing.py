@@ -13,8 +13,9 @@ from typing import Final
 
 __all__ = ["CAP", "FUNCTIONS", "OVERSTAY_FACTOR", "OVERSTAY_S", "PREFETCH_S", "RESULT_BYTES", "TARGET_S", "Pacer"]
 
-TARGET_S: Final = 0.050
-PREFETCH_S: Final = 0.022  # before its end: a busy thread yields to the event loop only every 5 ms, four times a lease
+TARGET_S: Final = 0.090
+PREFETCH_S: Final = 0.045  # before its end: busy threads yield to their event loops every 5 ms, up to 8 times a lease
+PREFETCH_MOST_S: Final = 0.150  # what runs longer can afford a round trip
 PREFETCH_LEAST_S: Final = 0.0002  # what runs shorter than that is over before there is an answer
 OVERSTAY_FACTOR: Final = 4.0
 OVERSTAY_S: Final = 0.1
@@ -73,7 +74,7 @@ class Pacer:
         the request after a very short one takes its report along.
         """
         estimate = self.estimate(function, count)
-        if estimate is None or not PREFETCH_LEAST_S <= estimate <= OVERSTAY_S:
+        if estimate is None or not PREFETCH_LEAST_S <= estimate <= PREFETCH_MOST_S:
             return None
         return max(0.0, estimate - PREFETCH_S)
 

@@ -133,7 +133,7 @@ class LeaseRules(SuiteBase):
         assert len(self.lease(demand=Demand(1, {b"f": 4}))) == 4
         assert len(self.lease(demand=Demand(1, {b"g": 4}))) == 1
         assert len(self.lease(2, demand=Demand(1, {b"f": 4}))) == 2
-        assert self.lease(demand=Demand(1, {b"f": 1_000})).ids == list(range(7, 400))
+        assert self.lease(demand=Demand(1, {b"f": 10_000})).ids == list(range(7, 400))
 
     def test_a_block_is_not_sent_to_who_has_it(self) -> None:
         """Named by its first message, it is left out; everything else is said as always."""

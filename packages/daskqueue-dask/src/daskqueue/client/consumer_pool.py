@@ -37,7 +37,7 @@ class ConsumerPool:
         among its consumers. More than the worker has threads is for I/O-bound work, and gets threads of its own.
     executor: a name in `worker.executors`, or a function without arguments that makes an executor on the worker.
     tags: what these consumers have: they take work whose tags are all among them, and work without tags.
-    batch_size: at most so many messages in a lease for each call at once; default: about 50 ms of measured work.
+    batch_size: at most so many messages in a lease for each call at once; default: about 90 ms of measured work.
     retries: how often a task is tried again that brings no policy (`options(retry=)`, `QueuePool(retry=)`).
     early_ack: never run a message again: if its worker dies, it has failed.
     drain_before: so long before the end of its job a worker's consumers lease nothing more, give back what has not

@@ -1,7 +1,7 @@
 """A consumer pool's share of one worker: lease, run, report.
 
 `slots` calls run at once. While a slot is free, a lease request is open at each queue: parked there until something is
-ready, so nothing polls. A lease brings about 50 ms of work per free slot (`pacing`), is split over them, and each
+ready, so nothing polls. A lease brings about 90 ms of work per free slot (`pacing`), is split over them, and each
 share, a `Chunk`, runs in one executor call. Reports ride on the next lease request, or go alone if none is due. A
 chunk that overstays gives back its unstarted tail and whatever waits behind it.
 
