@@ -187,6 +187,28 @@ def test_ids_are_used_again(nursery: Nursery, eventually: Callable[..., Any]) ->
         assert heir.wait(LIMIT) == -signal.SIGKILL
 
 
+def test_a_nursery_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for its processes, or for another one, is told; what an import prints there is no answer of it."""
+    start = subprocess.Popen
+
+    def printing(words: list[str], **options: Any) -> Any:
+        return start([*words[:-1], "print('hello', 5, flush=True); print(5, flush=True); " + words[-1]], **options)
+
+    monkeypatch.setattr("daskqueue.testing.nursery.subprocess.Popen", printing)
+    nursery = Nursery()
+    try:
+        birth = nursery.start("dask_scheduler", ["--port", "0", "--no-dashboard"], tmp_path / "log", {})
+        assert not nursery.has_ended(birth)
+        nursery._process.kill()
+        with pytest.raises(RuntimeError, match="nursery has ended"):
+            nursery.wait(birth, None)
+        with pytest.raises(RuntimeError, match="nursery has ended"):
+            nursery.start("dask_scheduler", [], tmp_path / "log", {})
+        os.killpg(birth.pid, signal.SIGKILL)
+    finally:
+        nursery.close()
+
+
 def test_a_worker_that_cannot_start(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error shows its log, and nothing is left."""
     monkeypatch.setattr("daskqueue.testing.process_cluster.STARTED_S", 1.0)

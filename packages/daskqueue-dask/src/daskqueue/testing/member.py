@@ -32,7 +32,7 @@ class Member:
     @property
     def alive(self) -> bool:
         """Whether the process that was started has not ended."""
-        return self._nursery.wait(self._birth, 0) is None
+        return not self._nursery.has_ended(self._birth)
 
     @property
     def pid(self) -> int | None:

@@ -27,6 +27,7 @@ __all__ = ["Birth", "Nursery"]
 
 STARTED_S: Final = 60.0
 ENDED_S: Final = 30.0
+GONE: Final = "the nursery has ended, which starts and watches all: see the standard error of this process"
 
 # They come to the whole group of the test's process, which then closes our input: we end when all others have.
 _OURS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -50,6 +51,7 @@ class Nursery:
         self._born: dict[int, Birth] = {}
         self._ended: dict[int, int] = {}
         self._over: set[int] = set()
+        self._gone = False
         self._asked = 0
         self._reader = threading.Thread(target=self._read, name="daskqueue-nursery", daemon=True)
         self._reader.start()
@@ -61,16 +63,29 @@ class Nursery:
             number = self._asked
             request = {"number": number, "what": what, "arguments": arguments, "log": str(log), "env": env}
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request) + "\n")
-            if not self._changed.wait_for(lambda: number in self._born, STARTED_S):
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps(request) + "\n")
+            if not self._changed.wait_for(lambda: number in self._born or self._gone, STARTED_S):
                 raise RuntimeError(f"no process for {what} in {STARTED_S} s: see the standard error of this process")
+            if number not in self._born:
+                raise RuntimeError(f"no process for {what}: {GONE}")
             return self._born[number]
 
     def wait(self, birth: Birth, timeout: float | None) -> int | None:
-        """The exit code of one that was started, negative for a signal; None if it still runs after `timeout`."""
+        """The exit code of one that was started, negative for a signal; None if it still runs after `timeout`.
+
+        `RuntimeError` if the nursery itself has ended and has not said.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: birth.number in self._ended, timeout)
+            self._changed.wait_for(lambda: birth.number in self._ended or self._gone, timeout)
+            if self._gone and birth.number not in self._ended:
+                raise RuntimeError(f"nobody knows of process {birth.pid}: {GONE}")
             return self._ended.get(birth.number)
+
+    def has_ended(self, birth: Birth) -> bool:
+        """Whether the process that was started is known to have ended."""
+        with self._changed:
+            return birth.number in self._ended
 
     def is_over(self, birth: Birth) -> bool:
         """Whether it has ended, and all that it left behind in its group."""
@@ -94,9 +109,13 @@ class Nursery:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            news = json.loads(line)
-            with self._changed:
+            try:
+                news = json.loads(line)
                 number = news["number"]
+            except (ValueError, TypeError, KeyError):  # what somebody's import prints
+                sys.stderr.write(line)
+                continue
+            with self._changed:
                 if "pid" in news:
                     self._born[number] = Birth(number, news["pid"])
                 elif "code" in news:
@@ -104,6 +123,9 @@ class Nursery:
                 else:
                     self._over.add(number)
                 self._changed.notify_all()
+        with self._changed:
+            self._gone = True
+            self._changed.notify_all()
 
 
 # ------------------------------------------------------------------------------------------- in the process itself
