@@ -93,6 +93,15 @@ def test_what_a_crash_left(tmp_path: Path) -> None:
     assert made.queues[0].replace("-", "") == uuid
 
 
+def test_what_a_crash_left_of_the_file(tmp_path: Path) -> None:
+    """Parts of a `pool.json` that nobody finished are removed by who makes the pool, or finds it."""
+    part = tmp_path / f"{POOL_FILE}.0123456789abcdef.tmp"
+    for _ in range(2):
+        part.write_text("{")
+        prepare_pool(str(tmp_path), 1, STORAGE)
+        assert sorted(os.listdir(tmp_path)) == [POOL_FILE, "q0"]
+
+
 def test_messages_without_a_pool(tmp_path: Path) -> None:
     """Somebody's queue is not taken."""
     put_into(queue_path(str(tmp_path), 0))

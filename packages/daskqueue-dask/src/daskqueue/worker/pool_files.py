@@ -8,6 +8,7 @@ Not here: what is in a queue's directory (`daskqueue_storage`), who opens it (`d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -25,6 +26,7 @@ from daskqueue_storage.files import OsFiles
 __all__ = ["POOL_FILE", "PoolFiles", "find_pool", "pool_in", "prepare_pool", "queue_path"]
 
 POOL_FILE: Final = "pool.json"
+PART: Final = f"{POOL_FILE}.{{}}.tmp"
 FORMAT: Final = 1
 
 
@@ -73,6 +75,7 @@ def prepare_pool(dirpath: str, n_queues: int, storage: Mapping[str, Any]) -> Poo
     """The pool in a directory, made if it is not there. `storage`: how its queues are opened."""
     found = find_pool(dirpath)
     if found is not None:
+        _sweep(dirpath)
         return found
     os.makedirs(dirpath, mode=0o700, exist_ok=True)
     queues = tuple(_make_queue(queue_path(dirpath, index), storage) for index in range(n_queues))
@@ -89,7 +92,7 @@ def _make_queue(path: Path, storage: Mapping[str, Any]) -> str:
 
 def _write(dirpath: str, pool: PoolFiles) -> PoolFiles:
     """Write `pool.json` unless somebody else has meanwhile: then theirs holds."""
-    path, part = Path(dirpath) / POOL_FILE, Path(dirpath) / f"{POOL_FILE}.{secrets.token_hex(8)}.tmp"
+    path, part = Path(dirpath) / POOL_FILE, Path(dirpath) / PART.format(secrets.token_hex(8))
     text = json.dumps({"format": FORMAT, "uuid": pool.uuid, "n_queues": len(pool.queues), "queues": pool.queues})
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -97,12 +100,12 @@ def _write(dirpath: str, pool: PoolFiles) -> PoolFiles:
             out.write(text + "\n")
             out.flush()
             os.fsync(out.fileno())
-        try:
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # or it was swept away by whoever was first
             os.link(part, path)
-        except FileExistsError:
-            pass
     finally:
-        os.unlink(part)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+    _sweep(dirpath)
     directory = os.open(dirpath, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -111,3 +114,10 @@ def _write(dirpath: str, pool: PoolFiles) -> PoolFiles:
     written = find_pool(dirpath)
     assert written is not None, "it was linked"
     return written
+
+
+def _sweep(dirpath: str) -> None:
+    """Remove what a crash left: once there is a `pool.json`, nobody's part becomes it."""
+    with contextlib.suppress(OSError):
+        for part in Path(dirpath).glob(PART.format("*")):
+            part.unlink(missing_ok=True)
