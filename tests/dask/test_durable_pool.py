@@ -54,6 +54,22 @@ def cross(n: int) -> int:
 # ------------------------------------------------------------------------------------------------- as any other pool
 
 
+def test_its_client_keeps_nothing(client: Client, pool: QueuePool) -> None:
+    """What was collected is on the disk, and read from there, by key too; the last of a key counts."""
+    ConsumerPool(client, pool).start()
+    plain = pool.submit(bytes, 1000)
+    keyed = [pool.options(key=f"k{n}").submit(abs, -n) for n in range(3)]
+    assert [future.result(LIMIT) for future in [plain, *keyed]] == [bytes(1000), 0, 1, 2]
+    assert pool.options(key="k1", on_duplicate="replace").submit(abs, -7).result(LIMIT) == 7
+    memory = pool._connection.memory
+    assert (memory._kept.nbytes, memory._keys, memory._numbers) == (0, {}, {})
+    assert pool.results() == {plain.key: bytes(1000), "k0": 0, "k2": 2, "k1": 7}
+    assert pool.results(["k1", "k2"]) == {"k1": 7, "k2": 2}
+    assert pool.get_future("k2").result(LIMIT) == 2
+    assert pool.forget(["k2"]) == 1
+    assert "k2" not in pool.results()
+
+
 def test_what_a_pool_does(client: Client, pool: QueuePool, where: Path) -> None:
     """Calls, batches, maps, items, failures, keys; and it is on disk."""
     ConsumerPool(client, pool).start()

@@ -27,7 +27,7 @@ from daskqueue.client.naming import check_keys, item_key, parse_key, queue_of, t
 from daskqueue.client.submitter import Submitter
 from daskqueue.client.task_options import Terms
 from daskqueue.wire.functions import EncodedFunction
-from daskqueue.wire.link import Route
+from daskqueue.wire.link import PoolGone, Route
 from daskqueue_core.outcomes import End, Outcome
 from daskqueue_core.producer import ProducerStream
 
@@ -372,8 +372,16 @@ def test_cancel_in_a_full_queue(client: Client, monkeypatch: pytest.MonkeyPatch)
 def test_cancel_in_the_buffer() -> None:
     """Calls that have not left are found by their numbers; the others stay, in order."""
     numbers = iter(range(9))
-    session: Any = SimpleNamespace(id=7, link=None, on_loop=True, numbers=lambda _: next(numbers), soon=lambda *_: None)
-    home: Any = SimpleNamespace(client_id=7, name_task=lambda number, key: None)
+    session: Any = SimpleNamespace(
+        id=7,
+        link=None,
+        on_loop=True,
+        numbers=lambda _: next(numbers),
+        soon=lambda *_: None,
+        check_here=lambda: None,
+    )
+    memory = Memory(ttl=None, max_bytes=None)
+    home: Any = SimpleNamespace(client_id=7, name_task=memory.name, unname_task=memory.unname)
     submitter = Submitter(session, Route("pool", []), [ProducerStream("uuid", lambda: 1)], home)
     futures = [submitter.submit(EncodedFunction(b"f", b"h"), b"x", Terms(), 0, f"k{n}") for n in range(5)]
     assert submitter.withdraw_numbers({1, 3, 8}) == {1, 3}
@@ -524,6 +532,46 @@ def test_memory_of_what_was_not_put() -> None:
     assert memory.number_of("k") == 1
     assert memory.find_lost(2, ()) is None
     assert memory.find_lost(1, ()) is not None
+
+
+def test_memory_of_keys_that_were_too_much() -> None:
+    """A key goes with its result, whatever drops that."""
+    memory = Memory(ttl=None, max_bytes=3000)
+    for number in range(100):
+        memory.name(number, f"k{number}")
+        memory.ended("life", Outcome(number, 0, 1, (), bytes(1000)), keeps=True)
+    assert [number for number in range(100) if memory.key_of(number)] == [98, 99]
+    memory.forget([98])
+    assert (memory.key_of(98), memory.number_of("k98"), memory.key_of(99)) == (None, None, "k99")
+
+
+def test_memory_that_keeps_nothing() -> None:
+    """Of a pool whose queues are never lost: neither results nor keys of what has ended."""
+    memory = Memory(ttl=None, max_bytes=None, keeps=False)
+    memory.name(1, "a")
+    memory.name(2, "b")
+    memory.ended("life", Outcome(1, 0, 1, (), b"values"), keeps=True)
+    assert (memory.number_of("a"), memory.number_of("b")) == (None, 2)
+    assert memory.lost(()) == []
+
+
+def test_keys_of_what_ended_without_an_outcome(idle: QueuePool) -> None:
+    """Cancelled in the buffer or in the queue: the client does not remember them for ever."""
+    numbers = idle._connection.memory._numbers
+    futures = [idle.options(key=f"k{n}").submit(abs, n) for n in range(4)]
+    assert sorted(numbers) == ["k0", "k1", "k2", "k3"]
+    assert futures[0].cancel()
+    idle.flush()
+    assert idle.cancel(["k1"]) == 1
+    idle._connection.session.run(gone(idle))
+    assert all(future.done() for future in futures)
+    assert "k0" not in numbers
+    assert not {"k2", "k3"} & set(numbers)
+
+
+async def gone(pool: QueuePool) -> None:
+    """The pool ends, and with it what is unfinished."""
+    pool._connection.over(PoolGone(pool.name))
 
 
 # ------------------------------------------------------------------------------------------------------- asynchronous

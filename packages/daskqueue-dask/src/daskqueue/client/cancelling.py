@@ -197,7 +197,5 @@ class Canceller:
         except (QueueReplaced, PoolGone, SchedulerGone, DaskQueueError):
             return 0  # with its queue, which ends them too
         outcomes = tuple(Outcome(first, lo, hi - lo, end=End.CANCELLED) for first, lo, hi in ended)
-        for delivery in stream.absorb(outcomes):  # without waiting for the next poll
-            delivery.sink.deliver(delivery)
-        self._connection.collector.check_quiet()
+        self._connection.collector.absorb(stream, outcomes)  # without waiting for the next poll
         return sum(hi - lo for _, lo, hi in ended)

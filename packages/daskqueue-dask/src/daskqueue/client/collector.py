@@ -8,14 +8,14 @@ queue was lost. Everything here runs on the client's event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from daskqueue.client.session import Session
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
 from daskqueue_core.errors import DaskQueueError
-from daskqueue_core.outcomes import Outcomes
-from daskqueue_core.producer import ProducerStream
+from daskqueue_core.outcomes import Outcome, Outcomes
+from daskqueue_core.producer import Delivery, ProducerStream
 from daskqueue_core.protocols import REPLY_BYTES
 
 if TYPE_CHECKING:
@@ -108,7 +108,14 @@ class Collector:
     def deliver(self, stream: ProducerStream, answer: Outcomes) -> None:
         """Give outcomes to who waits for them."""
         self._owner.finder.take(answer.outcomes)
-        for delivery in stream.receive(answer):
+        self._give(stream, stream.receive(answer))
+
+    def absorb(self, stream: ProducerStream, outcomes: Iterable[Outcome]) -> None:
+        """As `deliver`, of outcomes that were not polled for."""
+        self._give(stream, stream.absorb(outcomes))
+
+    def _give(self, stream: ProducerStream, news: Iterable[Delivery]) -> None:
+        for delivery in news:
             self._owner.memory.ended(stream.uuid, delivery.outcome, keeps=delivery.sink.keeps)
             delivery.sink.deliver(delivery)
         if self._quiet and not any(stream.pending for stream in self._streams):

@@ -50,6 +50,9 @@ class Home(Protocol):
     callbacks: CallbackThread
     client_id: int
 
+    def unname_task(self, number: int) -> None:
+        """The client's task `number` had an explicit key, and has ended without an outcome. Called by any thread."""
+
     def cancel_future(self, future: TaskFuture) -> bool:
         """See `TaskFuture.cancel`."""
 
@@ -256,6 +259,9 @@ class FutureSink:
     def lose(self, lo: int, hi: int, error: BaseException) -> None:
         """The messages `lo` to `hi` end with `error`."""
         self._finish(lo, hi, LostPiece(error), 0)
+        for future in self._futures[lo:hi]:
+            if isinstance(future, KeyedFuture):
+                future._home.unname_task(future.number)
 
     def _finish(self, lo: int, hi: int, piece: Piece, index: int) -> None:
         futures = self._futures[lo:hi]

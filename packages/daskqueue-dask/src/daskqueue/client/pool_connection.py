@@ -20,7 +20,7 @@ from daskqueue.client.health import Served, only_unserved_left
 from daskqueue.client.item_door import put_now
 from daskqueue.client.memory import Memory
 from daskqueue.client.naming import Named, parse_key, queue_of
-from daskqueue.client.options import pool_control, pool_retry
+from daskqueue.client.options import Durability, pool_control, pool_retry
 from daskqueue.client.reading import Kept
 from daskqueue.client.session import Session
 from daskqueue.client.submitter import ROOM_WAIT_S, Submitter, most_in_a_put
@@ -66,7 +66,11 @@ class PoolConnection:
         """The terms of tasks without options, by `Keep`."""
         self._items_lost = 0
         ttl = options["result_ttl"]
-        self.memory = Memory(ttl=None if ttl is None else int(ttl * 1e9), max_bytes=options["result_max_bytes"])
+        self.memory = Memory(
+            ttl=None if ttl is None else int(ttl * 1e9),
+            max_bytes=options["result_max_bytes"],
+            keeps=options["durability"] != Durability.DURABLE,
+        )
         maxsize = options["maxsize"]
         most = most_in_a_put(maxsize, options["on_full"])
         self.streams = [
@@ -382,6 +386,10 @@ class PoolConnection:
     def name_task(self, number: int, key: str) -> None:
         """The client's task `number` has this explicit key. Called by any thread."""
         self.memory.name(number, key)
+
+    def unname_task(self, number: int) -> None:
+        """The task ended before its queue had it, or with its queue. Called by any thread."""
+        self.memory.unname(number)
 
     def key_of(self, client: int, number: int) -> str | None:
         """The explicit key of a task, as far as this client knows."""
