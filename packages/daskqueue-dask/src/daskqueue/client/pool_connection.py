@@ -7,7 +7,7 @@ import contextlib
 import secrets
 from collections.abc import Collection, Sequence
 from concurrent.futures import CancelledError
-from queue import Full as QueueFull
+from math import inf
 from typing import Any, Final
 
 from daskqueue.client.administration import Administration
@@ -23,7 +23,7 @@ from daskqueue.client.naming import Named, parse_key, queue_of
 from daskqueue.client.options import Durability, pool_control, pool_retry
 from daskqueue.client.reading import Kept
 from daskqueue.client.session import Session
-from daskqueue.client.submitter import ROOM_WAIT_S, Submitter, most_in_a_put
+from daskqueue.client.submitter import Submitter, most_in_a_put
 from daskqueue.client.task_options import Terms
 from daskqueue.client.timeouts import WaitTimeout, whereabouts
 from daskqueue.utils import logger
@@ -39,7 +39,6 @@ from daskqueue_core.producer import LostBatch, ProducerStream
 from daskqueue_core.protocols import Accepted
 from daskqueue_core.retry import RetryPolicy
 from daskqueue_core.stats import QueueStats
-from daskqueue_storage.errors import DiskFullError
 
 __all__ = ["PoolConnection"]
 
@@ -142,10 +141,7 @@ class PoolConnection:
         self.check()
         index = queue_of(batch.keys[0], len(self.route))
         if wait is None and self.options["on_full"] == "wait":
-            answer = None
-            while answer is None:
-                with contextlib.suppress(QueueFull, DiskFullError):
-                    answer = await self._put_now(index, batch, ROOM_WAIT_S, None)
+            answer = await self._put_now(index, batch, inf, None)
         else:
             answer = await self._put_now(index, batch, wait or 0.0, wait + GRACE_S if wait else ANSWER_S)
         if not answer.count and batch.on_duplicate == OnDuplicate.RAISE:
