@@ -7,6 +7,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -308,7 +309,17 @@ def test_pool_in_a_forked_child(client: Client, pool: QueuePool) -> None:
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         said = []
-        for call in (lambda: pool.submit(abs, 1), lambda: pool.put(1), pool.flush, pool.join, pool.stats):
+        pool._connection.submitter._lock.acquire()  # as if another thread had held it: nobody is here to release it
+        submit = partial(pool.submit, abs, 1)
+        for call in (
+            submit,
+            submit,
+            partial(pool.map, abs, [1]),
+            partial(pool.put, 1),
+            pool.flush,
+            pool.join,
+            pool.stats,
+        ):
             try:
                 call()
             except PoolClosed as error:
@@ -319,7 +330,7 @@ def test_pool_in_a_forked_child(client: Client, pool: QueuePool) -> None:
     assert os.waitpid(child, 0) == (child, 0)
     with os.fdopen(reading) as heard:
         lines = heard.read().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 7
     assert all("was forked" in line for line in lines)
 
 

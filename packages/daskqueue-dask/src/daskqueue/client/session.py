@@ -37,6 +37,17 @@ FORKED: Final = "this pool was made before this process was forked: make a new C
 _sessions: weakref.WeakKeyDictionary[Client, Session] = weakref.WeakKeyDictionary()
 _sessions_lock = threading.Lock()
 
+_forks = 0  # between the first process and this one; asking for its id costs more, and `submit` does it each time
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
+
 
 _current_lock = threading.Lock()
 
@@ -64,7 +75,7 @@ class Session:
         self._client = weakref.ref(client)
         self.client_id: str = client.id
         self.id = secrets.randbits(64)
-        self._pid = os.getpid()
+        self._made_after = _forks
         self.loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop  # type: ignore[union-attr]
         self.callbacks = CallbackThread()
         self._numbers = 0
@@ -135,12 +146,10 @@ class Session:
         """Run `coroutine` on the client's event loop and wait for it."""
         try:
             self.check_may_wait()
-        except RuntimeError:
+            self.check_here()
+        except RuntimeError:  # as `PoolClosed` is one
             coroutine.close()
             raise
-        if self._forked:
-            coroutine.close()
-            raise PoolClosed(FORKED)
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         except RuntimeError:
@@ -158,10 +167,10 @@ class Session:
                 future.cancel()
                 raise
 
-    @property
-    def _forked(self) -> bool:
-        """Whether this is a child of the process that made it: there the event loop has no thread."""
-        return os.getpid() != self._pid
+    def check_here(self) -> None:
+        """Raise `PoolClosed` in a forked child of the process that made it: there the event loop has no thread."""
+        if _forks != self._made_after:
+            raise PoolClosed(FORKED)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `coroutine` on the event loop, from the event loop; nobody has to wait for it."""
@@ -177,8 +186,7 @@ class Session:
 
     def soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback` on the client's event loop."""
-        if self._forked:
-            raise PoolClosed(FORKED)
+        self.check_here()
         try:
             self.loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:

@@ -117,6 +117,7 @@ class Submitter:
     ) -> TaskFuture:
         """Take one call. Waits for room in the buffer, except on the event loop."""
         session = self._session
+        session.check_here()  # first: whoever held the lock at a fork is not here to release it
         with self._lock:
             if (self._buffered >= self._crowd or self._buffered_bytes > BUFFER_BYTES) and self._is_full():
                 self._await_room()
@@ -142,6 +143,7 @@ class Submitter:
 
     def send(self, batch: Batch, sink: Sink | None, shift: int = 0) -> None:
         """Take a whole batch, whose first message is number `shift` of the sink. Waits as `submit` does."""
+        self._session.check_here()
         with self._lock:
             if self._is_full():
                 self._await_room()
@@ -385,6 +387,7 @@ class Submitter:
 
     def withdraw(self, future: TaskFuture) -> bool:
         """Take a call back that is still in the buffer. False: it is not there any more."""
+        self._session.check_here()
         with self._lock:
             for call in self._calls:
                 if call.future is future:
@@ -419,6 +422,7 @@ class Submitter:
 
     def refuse(self, error: BaseException) -> None:
         """Whoever submits from now on gets `error`."""
+        self._session.check_here()
         with self._lock:
             self._refusal = error
             self._room.notify_all()
