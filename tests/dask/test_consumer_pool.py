@@ -334,6 +334,17 @@ def test_drain_loses_nothing(
     assert set(oracle.counts().values()) == {1}
 
 
+def test_drain_without_time(client: Client, pool: QueuePool, eventually: Callable[..., Any]) -> None:
+    """It is asked for all the same."""
+    consumers = ConsumerPool(client, pool)
+    consumers.start()
+    consumers.drain(timeout=0)
+    eventually(lambda: not any(client.run(slots).values()))
+    assert pool.health().consumers == 0
+    with pytest.raises(PoolClosed):
+        consumers.start()
+
+
 def test_drain_gives_up_at_its_timeout(
     client: Client, pool: QueuePool, gate: Any, eventually: Callable[..., Any]
 ) -> None:

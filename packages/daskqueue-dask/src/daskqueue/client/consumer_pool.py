@@ -197,7 +197,8 @@ class ConsumerPool:
         return self.queue_pool.failures()
 
     def drain(self, timeout: float | None = None) -> Any:
-        """Lease nothing more, finish what runs, give the rest back. False: it still ran after `timeout` seconds."""
+        """Lease nothing more, finish what runs, give the rest back. False: it still ran after `timeout` seconds, and
+        goes on to its end; with 0 nobody waits to hear of that."""
         return self._session.sync(self._stop(drain=True, timeout=timeout))
 
     def cancel(self) -> Any:
@@ -209,7 +210,11 @@ class ConsumerPool:
             return True
         self._ended = True
         asked = self._session.ask("stop", pool=self.queue_pool.name, consumers=self.id, drain=drain)
-        return await _within(asked, timeout)
+        stopping = self._session.spawn(asked)  # it goes on after the timeout, and is begun also if that is 0
+        done, _ = await asyncio.wait([stopping], timeout=timeout)
+        if done:
+            stopping.result()
+        return bool(done)
 
     def _check(self) -> None:
         if self._ended:
@@ -240,11 +245,3 @@ class ConsumerPool:
             if kind is None:
                 await self.join()
         await self._stop(drain=False, timeout=None)
-
-
-async def _within(work: Any, timeout: float | None) -> bool:
-    try:
-        await asyncio.wait_for(work, timeout)
-    except asyncio.TimeoutError:
-        return False
-    return True

@@ -46,6 +46,7 @@ JOIN_WAIT_S: Final = 20.0
 ANSWER_S: Final = 5.0  # what a host may take to answer a put that does not wait for room
 GRACE_S: Final = 0.25  # beyond a caller's timeout, for the answer that there was no room
 ASK_AGAIN_S: Final = 0.25
+ASKED_ONCE_S: Final = 1.0  # what all queues may take to answer a join that waits for nothing
 SERVED_S: Final = 1.0
 
 
@@ -285,27 +286,32 @@ class PoolConnection:
 
         With fewer `kinds` only for those: what no consumer serves would never be done.
         """
-        work = self._join(kinds)
         if deadline is None:
-            await work
+            await self._join(kinds)
             return
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        clock = asyncio.get_running_loop().time
         try:
-            await asyncio.wait_for(work, left)
+            done = await asyncio.wait_for(self._join(kinds, deadline), max(deadline - clock(), ASKED_ONCE_S))
         except asyncio.TimeoutError:
+            done = False
+        if not done:
             left_over = f"pool {self.name}: not everything was done in time; stats() says what is left"
-            raise WaitTimeout(f"{left_over}; {self.whereabouts()}") from None
+            raise WaitTimeout(f"{left_over}; {self.whereabouts()}")
 
-    async def _join(self, kinds: Collection[int]) -> None:
+    async def _join(self, kinds: Collection[int], deadline: float = inf) -> bool:
+        """False: it was not done by then. Every queue is asked at least once, however soon that is."""
+        clock = asyncio.get_running_loop().time
         rounds = JoinRounds()
         while True:
             await self.submitter.flush()
             self.check()
-            wait = JOIN_WAIT_S if rounds.patient else 0.0
+            wait = min(JOIN_WAIT_S, max(0.0, deadline - clock())) if rounds.patient else 0.0
             asked = (self.call(index, "join", wait=wait, kinds=tuple(kinds)) for index in range(len(self.route)))
             states = await asyncio.gather(*asked)
             if rounds.done(states):
                 break
+            if rounds.patient and clock() >= deadline:
+                return False
         if Kind.CALL in kinds:
             await self.collector.wait_quiet()
         self.check()
@@ -317,6 +323,7 @@ class PoolConnection:
                 f"pool {self.name}: a queue was lost with its host; up to {lost} items that this client had put since "
                 "the last join were not done and cannot be put again"
             )
+        return True
 
     async def join_served(self, kinds: Collection[int]) -> None:
         """As `join`, but what no consumer takes does not keep it waiting: work with tags that nobody has.
