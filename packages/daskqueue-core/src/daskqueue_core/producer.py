@@ -211,6 +211,10 @@ class ProducerStream:
         self._number += 1
         return put
 
+    def awaits(self, put: PutRequest) -> bool:
+        """Whether `put` is unanswered. False: what it brings was put otherwise, or refused, or lost."""
+        return put.producer == self._producer and put.number in self._unanswered
+
     def accepted(self, put: PutRequest) -> bool:
         """`put` was admitted. False: it belongs to a life of the queue that is over."""
         if put.producer != self._producer or self._unanswered.pop(put.number, None) is None:
@@ -223,7 +227,7 @@ class ProducerStream:
 
         Only what was never seen accepted is put again, in order. False: the put belongs to an older id.
         """
-        if put.producer != self._producer or put.number not in self._unanswered:
+        if not self.awaits(put):
             return False
         again = [batch for number in sorted(self._unanswered) for batch in self._unanswered[number].batches]
         self._fresh_id()
@@ -235,7 +239,7 @@ class ProducerStream:
 
         Its number stays free; what is under way after it would wait for that for ever, so all get a new id.
         """
-        if put.producer != self._producer or put.number not in self._unanswered:
+        if not self.awaits(put):
             return []
         later = [
             batch

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from daskqueue.client.session import Session
+from daskqueue.client.trials import Trials
+from daskqueue.utils import logger
 from daskqueue.wire.link import Link, PoolGone, QueueReplaced, Route, SchedulerGone
-from daskqueue_core.errors import DaskQueueError
 from daskqueue_core.outcomes import Outcome, Outcomes
 from daskqueue_core.producer import Delivery, ProducerStream
 from daskqueue_core.protocols import REPLY_BYTES
@@ -47,7 +48,7 @@ class Collector:
 
     def start(self) -> None:
         """Begin to poll every queue."""
-        self._polls = [asyncio.ensure_future(self._poll(index)) for index in range(len(self._streams))]
+        self._polls = [self._session.spawn(self._poll(index)) for index in range(len(self._streams))]
 
     def close(self) -> None:
         """Stop."""
@@ -64,7 +65,17 @@ class Collector:
             await quiet
 
     async def _poll(self, index: int) -> None:
-        stream = self._streams[index]
+        """Whatever ends it ends the pool: who waits for outcomes would do so for ever."""
+        try:
+            await self._poll_on(index)
+        except (PoolGone, SchedulerGone) as error:
+            self._owner.over(error)
+        except Exception as error:
+            logger.exception("pool %s hears no more of its queue %d, and is over", self._route.pool, index)
+            self._owner.over(error)
+
+    async def _poll_on(self, index: int) -> None:
+        stream, trials = self._streams[index], Trials(f"to hear of queue {index} of pool {self._route.pool}")
         while not self._over:
             uuid = stream.uuid
             try:
@@ -80,9 +91,13 @@ class Collector:
             except QueueReplaced:
                 await self._owner.replaced(index)
                 continue
-            except (PoolGone, SchedulerGone, DaskQueueError) as error:
-                self._owner.over(error)
-                return
+            except (PoolGone, SchedulerGone):
+                raise
+            except Exception as error:
+                if not await trials.again(error):
+                    raise
+                continue
+            trials.worked()
             if stream.uuid != uuid:  # replaced meanwhile: what it says is about another life
                 continue
             self.deliver(stream, answer)
@@ -118,8 +133,8 @@ class Collector:
         for delivery in news:
             self._owner.memory.ended(stream.uuid, delivery.outcome, keeps=delivery.sink.keeps)
             delivery.sink.deliver(delivery)
-        if self._quiet and not any(stream.pending for stream in self._streams):
-            self._release_quiet()
+        if self._quiet:
+            self.check_quiet()
 
     def _release_quiet(self) -> None:
         for quiet in self._quiet:

@@ -61,6 +61,8 @@ class PoolConnection:
         self.route = route
         self.options = options
         self.error: BaseException | None = None
+        self.left_open = False
+        """It is over here, and the directory has not heard that it is to end."""
         control, max_crashes = pool_control(options)
         self.plain = [Terms(keep, control, max_crashes=max_crashes) for keep in Keep]
         """The terms of tasks without options, by `Keep`."""
@@ -222,9 +224,10 @@ class PoolConnection:
             batch.sink.lose(batch.shift + lo, batch.shift + hi, error)
 
     def over(self, error: BaseException) -> None:
-        """Nothing more will come: every future ends."""
+        """Nothing more will come: every future ends. What is neither the directory's word nor Dask's is no loss."""
         if self.error is not None:
             return
+        ended: type[DaskQueueError] = QueueLost
         if isinstance(error, PoolClosed):
             why = str(error)
         elif isinstance(error, PoolGone):
@@ -232,8 +235,9 @@ class PoolConnection:
         elif isinstance(error, SchedulerGone):
             why = "the Dask scheduler is gone, or the client was closed"
         else:
-            why = str(error)
-        self._end(PoolClosed(f"pool {self.name} is over: {why}"), QueueLost(f"pool {self.name} is over: {why}"))
+            why = str(error) if isinstance(error, DaskQueueError) else repr(error)
+            ended, self.left_open = DaskQueueError, True
+        self._end(PoolClosed(f"pool {self.name} is over: {why}"), ended(f"pool {self.name} is over: {why}"))
 
     def close(self, outcome: BaseException) -> None:
         """The pool was shut down here; what is unfinished ends with `outcome`."""

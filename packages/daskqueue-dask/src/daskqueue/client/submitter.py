@@ -21,6 +21,7 @@ from daskqueue.client.futures import FutureSink, Home, KeyedFuture, Sink, TaskFu
 from daskqueue.client.gathering import BATCH_CALLS, Call, gather
 from daskqueue.client.session import Session
 from daskqueue.client.task_options import Terms
+from daskqueue.client.trials import Trials
 from daskqueue.utils import logger
 from daskqueue.wire import nested
 from daskqueue.wire.functions import EncodedFunction
@@ -42,6 +43,7 @@ BUFFER_CALLS: Final = 100_000
 COALESCE_PUTS: Final = 2
 ROOM_WAIT_S: Final = 20.0
 DISK_AGAIN_S: Final = 1.0
+FULL_AGAIN_S: Final = 0.1  # a put that follows a refused one is refused at once
 FUTURES_PER_CONDITION: Final = 128
 
 
@@ -231,31 +233,47 @@ class Submitter:
             self._session.spawn(self._put(index, stream.uuid, put))
 
     async def _put(self, index: int, uuid: str, put: PutRequest) -> None:
-        stream = self._streams[index]
+        """What a queue refuses ends with its put; any other end of this is that of the pool, or the put would hang."""
         try:
-            while True:
-                try:
-                    answer, outcomes = await self._admit(index, uuid, put)
-                except RemoteFailure as failure:
-                    if failure.kind != DiskFullError.__name__:
-                        raise
+            await self._put_until_answered(index, uuid, put)
+        except (PoolGone, SchedulerGone) as error:
+            self._owner.over(error)
+        except Exception as error:
+            logger.exception("pool %s cannot put into its queue %d, and is over", self._route.pool, index)
+            self._owner.over(error)
+
+    async def _put_until_answered(self, index: int, uuid: str, put: PutRequest) -> None:
+        stream, trials = self._streams[index], Trials(f"a put into queue {index} of pool {self._route.pool}")
+        while stream.awaits(put):  # else it was refused with one before it
+            try:
+                answer, outcomes = await self._admit(index, uuid, put, first=not trials.failed)
+            except QueueReplaced:
+                await self._owner.replaced(index)
+                return
+            except (PoolGone, SchedulerGone):
+                raise
+            except Exception as error:
+                if isinstance(error, RemoteFailure) and error.kind == DiskFullError.__name__:
                     if not self._wait_for_room_s:
-                        self._refuse(index, put, storage_error(failure.kind, str(failure), ""))
+                        self._refuse(index, put, storage_error(error.kind, str(error), ""))
                         return
-                    logger.warning("%s: it is put again until there is room", failure)
+                    logger.warning("%s: it is put again until there is room", error)
                     await asyncio.sleep(DISK_AGAIN_S)
-                    continue
-                if isinstance(answer, Full) and not self._wait_for_room_s:
+                elif not await trials.again(error):
+                    self._refuse(index, put, error)
+                    return
+                continue
+            if isinstance(answer, Full):
+                if not self._wait_for_room_s:
                     self._refuse(index, put, QueueFull(f"queue {index} of pool {self._route.pool!r} is full"))
                     return
-                if not isinstance(answer, (Early, Full)):
-                    break
-        except QueueReplaced:
-            await self._owner.replaced(index)
-            return
-        except (PoolGone, SchedulerGone, DaskQueueError) as error:
-            self._owner.over(error)
-            return
+                await asyncio.sleep(FULL_AGAIN_S)
+            elif not isinstance(answer, Early):
+                self._answered(index, put, answer, outcomes)
+                return
+
+    def _answered(self, index: int, put: PutRequest, answer: PutAnswer, outcomes: Outcomes | None) -> None:
+        stream = self._streams[index]
         if isinstance(answer, Accepted):
             if stream.accepted(put):
                 self._done(put)
@@ -265,10 +283,10 @@ class Submitter:
             stream.unknown(put)
         self.go_on()
 
-    async def _admit(self, index: int, uuid: str, put: PutRequest) -> tuple[PutAnswer, Outcomes | None]:
+    async def _admit(self, index: int, uuid: str, put: PutRequest, *, first: bool) -> tuple[PutAnswer, Outcomes | None]:
         """Send a put, which is answered a little later if nothing else is awaited: then its outcomes may come along.
 
-        Not in a task, whose end would wait for that answer.
+        Not in a task, whose end would wait for that answer, and only the first time.
         """
         terms: dict[str, Any] = {
             "uuid": uuid,
@@ -278,7 +296,7 @@ class Submitter:
             "wait": self._wait_for_room_s,
         }
         stream = self._streams[index]
-        if not stream.is_alone(put) or nested.is_registered(self._owner):
+        if not first or not stream.is_alone(put) or nested.is_registered(self._owner):
             return await self._link.call(self._route, index, "admit", **terms), None
         hear: dict[str, Any] = {"client": self._session.id, "cursor": stream.cursor}
         answer: tuple[PutAnswer, Outcomes | None]
@@ -300,7 +318,7 @@ class Submitter:
             await answer
 
     def _refuse(self, index: int, put: PutRequest, error: Exception) -> None:
-        """The queue or its disk is full, and whoever submitted asked to hear of it."""
+        """The queue or its disk is full, and whoever submitted asked to hear of it; or it cannot be put at all."""
         refused = self._streams[index].refused(put)
         for lost in refused:
             if lost.sink is not None:
