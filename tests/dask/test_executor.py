@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from distributed import Client, default_client
 
-from daskqueue import QueueExecutor
+from daskqueue import DaskQueueError, QueueExecutor, QueuePool
 
 LIMIT = 60
 SOON_S = 30.0
@@ -225,6 +225,35 @@ def test_interrupt(client: Client, gate: Any, eventually: Callable[..., Any]) ->
     assert gate.count("came") == 2, "nothing else has begun"
     with pytest.raises(RuntimeError):
         executor.submit(abs, 1)
+
+
+def pools(dask_scheduler: Any) -> list[str]:
+    """Those that the directory knows."""
+    return list(dask_scheduler.plugins["daskqueue"].directory.pools)
+
+
+def test_consumers_that_do_not_start(client: Client) -> None:
+    """Nothing is left of it; but of a pool that has a name, and may be others'."""
+    before = set(client.run_on_scheduler(pools))
+    with pytest.raises(DaskQueueError):
+        QueueExecutor(client, executor="nobody made it")
+    assert set(client.run_on_scheduler(pools)) == before
+    with QueuePool(client, name="theirs") as theirs:
+        with pytest.raises(DaskQueueError):
+            QueueExecutor(client, name="theirs", executor="nobody made it")
+        assert theirs.stats()
+
+
+def test_interrupted_with_its_client(client: Client, cluster: Any) -> None:
+    """Its pool ends before the client does."""
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Client(cluster, set_as_default=False) as theirs,
+        QueueExecutor(theirs, name="interrupted") as executor,
+    ):
+        executor.submit(abs, -1)
+        raise KeyboardInterrupt
+    assert "interrupted" not in client.run_on_scheduler(pools)
 
 
 @pytest.mark.parametrize("wait", [True, False])

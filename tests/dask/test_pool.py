@@ -486,3 +486,49 @@ def test_context_manager(client: Client) -> None:
         raise ZeroDivisionError
     with pytest.raises(cf.CancelledError):
         future.result(LIMIT)
+
+
+def known(dask_scheduler: Any) -> list[str]:
+    """The pools that the directory knows."""
+    return list(dask_scheduler.plugins["daskqueue"].directory.pools)
+
+
+def test_left_by_an_exception_with_its_client(
+    client: Client, cluster: Any, gate: Any, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool ends before the client does, which could not end it any more; what runs is not waited for for ever."""
+    monkeypatch.setattr("daskqueue.client.queue_pool.LEAVE_S", 0.2)
+    with (
+        pytest.raises(ZeroDivisionError),
+        Client(cluster, set_as_default=False) as theirs,
+        QueuePool(theirs, name="left") as pool,
+    ):
+        ConsumerPool(theirs, pool).start()
+        futures = [pool.submit(gate, n) for n in range(5)]
+        eventually(lambda: gate.count("came") == 2)
+        raise ZeroDivisionError
+    assert "left" not in client.run_on_scheduler(known)
+    assert all(future.cancelled() for future in futures)
+    gate.open()
+
+
+def test_left_by_an_exception_while_tasks_run(client: Client, gate: Any, eventually: Callable[..., Any]) -> None:
+    """What ends soon is heard of."""
+    with pytest.raises(ZeroDivisionError), QueuePool(client) as pool:
+        ConsumerPool(client, pool).start()
+        future = pool.submit(gate, 1)
+        eventually(lambda: gate.count("came") == 1)
+        gate.open()
+        raise ZeroDivisionError
+    assert future.result(0) == 1
+    assert pool.name not in client.run_on_scheduler(known)
+
+
+def test_join_without_time(pool: QueuePool, gate: Any) -> None:
+    """timeout=0 asks once: it returns if all is done, and raises if not."""
+    pool.join(timeout=0)
+    future = pool.submit(gate, 1)
+    with pytest.raises(TimeoutError):
+        pool.join(timeout=0)
+    gate.open()
+    assert future.result(LIMIT) == 1

@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 from daskqueue.client.consumer_pool import ConsumerPool
 from daskqueue.client.futures import TaskFuture
-from daskqueue.client.options import POOL_DEFAULTS, reject_unknown
+from daskqueue.client.options import POOL_DEFAULTS, Durability, reject_unknown
 from daskqueue.client.queue_pool import QueuePool
 from daskqueue.client.task_door import PoolView
 from daskqueue.client.task_options import TaskOptions, choose
@@ -67,14 +67,17 @@ class QueueExecutor(Executor):
             raise TypeError(f"client must be a dask.distributed.Client, not {client!r}")
         elif client.asynchronous:
             raise TypeError("an Executor blocks: with an asynchronous Dask client use QueuePool and ConsumerPool")
+        pool: QueuePool | None = None
         try:
-            self._pool = QueuePool(client, name=name, **options)
+            pool = self._pool = QueuePool(client, name=name, **options)
             concurrency = None if workers is None else 1
             self._consumers = ConsumerPool(
                 client, self._pool, n_consumers=workers, concurrency=concurrency, **consumer_options
             )
             self._consumers.start()
         except BaseException:
+            if pool is not None and name is None and pool._connection.options["durability"] != Durability.DURABLE:
+                pool._leave()  # others may work with one that has a name or a directory
             self._close_owned()
             raise
 
@@ -142,10 +145,13 @@ class QueueExecutor(Executor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
-        """Wait for all calls; after an interrupt cancel what has not begun, and wait for nothing."""
+        """Wait for all calls; after an interrupt cancel what has not begun, and wait for nothing that runs."""
         if kind is not None and not issubclass(kind, Exception):
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._close_owned()
+            if self._owned:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._close_owned()
+            else:
+                self._pool._leave(wait=False)
         else:
             self.shutdown(wait=True)
         return False

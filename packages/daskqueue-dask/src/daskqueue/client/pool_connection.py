@@ -115,6 +115,12 @@ class PoolConnection:
         """Take nothing more; what was taken is done."""
         self.submitter.refuse(PoolClosed(f"pool {self.name} was shut down: make a new one"))
 
+    def begin_end(self) -> bool:
+        """As `refuse`, before the directory is told. False: it knows."""
+        if self.error is None:
+            self.refuse()
+        return self.error is None or self.left_open
+
     @property
     def buffered(self) -> bool:
         """Whether something has not reached its queue yet."""
@@ -242,6 +248,7 @@ class PoolConnection:
     def close(self, outcome: BaseException) -> None:
         """The pool was shut down here; what is unfinished ends with `outcome`."""
         if self.error is None:
+            self.left_open = True
             self._end(PoolClosed(f"pool {self.name} was shut down: make a new one"), outcome)
 
     def _end(self, error: BaseException, outcome: BaseException) -> None:

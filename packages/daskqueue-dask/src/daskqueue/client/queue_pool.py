@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from distributed import Client
 
@@ -29,13 +29,16 @@ from daskqueue.client.task_door import TaskDoor
 from daskqueue.client.task_options import NOTHING
 from daskqueue.wire import nested
 from daskqueue.wire.recovery import Recovery
-from daskqueue_core.errors import DaskQueueError, PoolClosed, QueueLost
+from daskqueue_core.errors import DaskQueueError, PoolClosed
 from daskqueue_core.states import MessageState
 from daskqueue_core.stats import QueueStats
 
 __all__ = ["QueuePool"]
 
 T = TypeVar("T")
+
+LEAVE_S: Final = 4.0  # for what runs, after an exception
+CLOSED_S: Final = 2.0
 
 
 class QueuePool(TaskDoor):
@@ -51,6 +54,9 @@ class QueuePool(TaskDoor):
         `dirpath`, which the workers must see, and survive the cluster. Such a pool belongs to the cluster, too; another
         cluster goes on with it (`resume`).
     options: see `daskqueue.client.options.POOL_DEFAULTS`; each can be set in `dask.config` under `daskqueue:`.
+
+    As a context manager it is shut down at the end. After an exception what has not begun is cancelled, what runs is
+    waited for, but for `LEAVE_S` seconds at most, and the pool has ended when the block is left.
     """
 
     def __init__(
@@ -253,10 +259,8 @@ class QueuePool(TaskDoor):
         `cancel_futures` cancels what has not begun. `wait=False` returns at once; the pool ends when its work is done.
         Calling it again does nothing.
         """
-        connection = self._connection
-        if connection.error is not None:
+        if not self._connection.begin_end():
             return self._session.sync(_nothing()) if self._session.asynchronous else None
-        connection.refuse()
         work = self._shut_down(cancel_futures)
         if wait or not self._session.alive:
             return self._session.sync(work)
@@ -264,19 +268,48 @@ class QueuePool(TaskDoor):
         return self._session.sync(_nothing()) if self._session.asynchronous else None
 
     async def _shut_down(self, cancel_futures: bool) -> None:
+        await self._finish(cancel_futures)
+        await self._close()
+
+    async def _finish(self, cancel_futures: bool, *, wait: bool = True) -> None:
+        """Wait for the work, if a consumer is there to do it; without `wait` only cancel."""
         connection = self._connection
-        if self._session.alive:
-            if cancel_futures:
-                await connection.canceller.cancel_everything()
-            with contextlib.suppress(QueueLost, DaskQueueError, OSError):
-                served = await connection.served()
-                if served.kinds and cancel_futures:
-                    await connection.collector.wait_quiet()
-                elif served.kinds:
-                    await connection.join_served(served.kinds)
+        if connection.error is not None or not self._session.alive:
+            return
+        if cancel_futures:
+            await connection.canceller.cancel_everything()
+        if not wait:
+            return
+        with contextlib.suppress(DaskQueueError, OSError):
+            served = await connection.served()
+            if served.kinds and cancel_futures:
+                await connection.collector.wait_quiet()
+            elif served.kinds:
+                await connection.join_served(served.kinds)
+
+    async def _close(self) -> None:
+        connection = self._connection
         connection.close(CancelledError())
         with contextlib.suppress(OSError, PoolClosed):
             await self._session.ask("close", pool=connection.name)
+            connection.left_open = False
+
+    def _leave(self, *, wait: bool = True) -> None:
+        """End the pool after an exception: cancel what has not begun, and `wait` for what runs, but not for long.
+
+        It ends before this returns, since the Dask client may end next, and then nobody could end it.
+        """
+        if self._session.on_loop:
+            self.shutdown(wait=False, cancel_futures=True)
+        else:
+            with contextlib.suppress(PoolClosed):  # with its client, and that exception matters more
+                self._session.run(self._leave_async(wait=wait))
+
+    async def _leave_async(self, *, wait: bool = True) -> None:
+        if self._connection.begin_end():
+            with contextlib.suppress(asyncio.TimeoutError, DaskQueueError, OSError):
+                await asyncio.wait_for(self._finish(cancel_futures=True, wait=wait), LEAVE_S)
+            await asyncio.wait([self._session.spawn(self._close())], timeout=CLOSED_S)
 
     def __enter__(self) -> QueuePool:
         return self
@@ -284,7 +317,10 @@ class QueuePool(TaskDoor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        if kind is None:
+            self.shutdown()
+        else:
+            self._leave()
 
     async def __aenter__(self) -> QueuePool:
         return await self
@@ -292,7 +328,10 @@ class QueuePool(TaskDoor):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._shut_down(kind is not None)
+        if kind is not None:
+            await self._leave_async()
+        elif self._connection.begin_end():
+            await self._shut_down(cancel_futures=False)
 
 
 async def _read_apart(asking: Coroutine[Any, Any, T], read: Callable[[T], Any]) -> Any:
