@@ -441,6 +441,24 @@ def test_refused_after_a_part_had_ended_otherwise(stream: ProducerStream) -> Non
     assert stream.refused(refused) == [LostBatch("sink", 10, ((0, 1), (3, 4)), 0)]
 
 
+def test_which_puts_are_awaited(stream: ProducerStream) -> None:
+    """Until they are answered, or put otherwise: who repeats one asks before."""
+    stream.offer(calls(0))
+    first = put(stream)
+    assert stream.awaits(first)
+    stream.accepted(first)
+    assert not stream.awaits(first)
+    stream.offer(calls(1))
+    stream.offer(calls(2, priority=1))
+    second, third = put_all(stream)
+    stream.refused(second)
+    assert not stream.awaits(second)
+    assert not stream.awaits(third)
+    again = put(stream)
+    assert firsts(again) == firsts(third)
+    assert stream.awaits(again)
+
+
 def test_a_refusal_that_is_not_news(stream: ProducerStream) -> None:
     """Of a put that was answered, or belongs to an older id or life."""
     known(stream)

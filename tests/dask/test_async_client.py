@@ -110,6 +110,27 @@ def test_context_managers(run: Callable[..., None], oracle: Any) -> None:
     run(test)
 
 
+def test_left_by_an_exception_while_a_task_runs(
+    run: Callable[..., None], gate: Any, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not waited for for ever, and the pool has ended."""
+    monkeypatch.setattr("daskqueue.client.queue_pool.LEAVE_S", 0.2)
+
+    async def test(client: Client) -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with QueuePool(client, name="left-async") as pool:
+                await ConsumerPool(client, pool).start()
+                future = pool.submit(gate, 1)
+                await asyncio.to_thread(eventually, lambda: gate.count("came"))
+                raise ZeroDivisionError
+        assert future.cancelled()
+        with pytest.raises(KeyError):
+            await QueuePool.attach(client, "left-async")
+        gate.open()
+
+    run(test)
+
+
 def test_map(run: Callable[..., None], gate: Any) -> None:
     """An asynchronous iterator, in order; with a buffersize endless; stopped, it leaves nothing running."""
 

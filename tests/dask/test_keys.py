@@ -370,7 +370,7 @@ def test_cancel_in_a_full_queue(client: Client, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_cancel_in_the_buffer() -> None:
-    """Calls that have not left are found by their numbers; the others stay, in order."""
+    """Calls that have not left are found by their numbers; the others stay, in order, and with their keys."""
     numbers = iter(range(9))
     session: Any = SimpleNamespace(
         id=7,
@@ -387,6 +387,8 @@ def test_cancel_in_the_buffer() -> None:
     assert submitter.withdraw_numbers({1, 3, 8}) == {1, 3}
     assert [future.cancelled() for future in futures] == [False, True, False, True, False]
     assert [call.future for call in submitter._calls] == [futures[0], futures[2], futures[4]]
+    assert submitter.withdraw(futures[4])
+    assert memory._numbers == {"k0": [0], "k2": [2]}
 
 
 def test_cancel_of_what_was_not_sent(cluster: Any) -> None:
@@ -556,17 +558,14 @@ def test_memory_that_keeps_nothing() -> None:
 
 
 def test_keys_of_what_ended_without_an_outcome(idle: QueuePool) -> None:
-    """Cancelled in the buffer or in the queue: the client does not remember them for ever."""
+    """They ended with their queue: the client does not remember them for ever."""
     numbers = idle._connection.memory._numbers
-    futures = [idle.options(key=f"k{n}").submit(abs, n) for n in range(4)]
-    assert sorted(numbers) == ["k0", "k1", "k2", "k3"]
-    assert futures[0].cancel()
+    futures = [idle.options(key=f"k{n}").submit(abs, n) for n in range(3)]
+    assert sorted(numbers) == ["k0", "k1", "k2"]
     idle.flush()
-    assert idle.cancel(["k1"]) == 1
     idle._connection.session.run(gone(idle))
-    assert all(future.done() for future in futures)
-    assert "k0" not in numbers
-    assert not {"k2", "k3"} & set(numbers)
+    assert all(isinstance(future.exception(0), QueueLost) for future in futures)
+    assert numbers == {}
 
 
 async def gone(pool: QueuePool) -> None:
