@@ -12,7 +12,7 @@ import pytest
 from distributed import Client
 
 from daskqueue import ConsumerPool, QueuePool
-from daskqueue_core.errors import QueueLost
+from daskqueue_core.errors import PoolClosed, QueueLost
 from daskqueue_storage.errors import LockedError
 
 LIMIT = 60
@@ -84,6 +84,21 @@ def test_made_again_behind_the_back_of_a_client(
         assert isinstance(future.exception(LIMIT), QueueLost)
         assert another.stats()[0].puts == 0
         assert QueuePool.attach(stalled, "behind").stats()[0].puts == 0
+
+
+def test_shut_down_late(client: Client, cluster: Any, new_client: Callable[..., Client]) -> None:
+    """By a client that has not heard that its pool is over, and another has its name."""
+    stalled = new_client(cluster.scheduler_address)
+    pool = QueuePool(stalled, name="late")
+    go_on = threading.Event()
+    stalled.loop.asyncio_loop.call_soon_threadsafe(go_on.wait, LIMIT)
+    QueuePool.attach(client, "late").shutdown()
+    with QueuePool(client, name="late") as another:
+        pool.shutdown(wait=False, cancel_futures=True)
+        go_on.set()
+        assert QueuePool.attach(stalled, "late").stats()[0].uuid == another.stats()[0].uuid
+        with pytest.raises(PoolClosed):
+            ConsumerPool(stalled, pool).start()
 
 
 def test_a_client_that_joins_ends_it_for_nobody(

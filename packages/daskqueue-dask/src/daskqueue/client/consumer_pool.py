@@ -146,6 +146,7 @@ class ConsumerPool:
         answer = await self._session.ask(
             "consume",
             pool=self.queue_pool.name,
+            id=self.queue_pool._connection.route.id,
             consumers=self.id,
             spec={**self._spec, "lease_timeout": self.queue_pool._connection.options["lease_timeout"]},
             count=self.n_consumers,
@@ -153,7 +154,8 @@ class ConsumerPool:
             early_ack=self._spec["early_ack"],
         )
         if answer[0] != OK:
-            raise DaskQueueError(f"the consumers of {self.queue_pool.name} did not start: {answer[2]}")
+            error = PoolClosed if answer[1] == PoolClosed.__name__ else DaskQueueError
+            raise error(f"the consumers of {self.queue_pool.name} did not start: {answer[2]}")
         self._started = True
 
     def join(

@@ -113,7 +113,7 @@ def _raise_refusal(answer: Sequence[Any], name: str, dirpath: str | None = None)
         existing, differ = detail
         raise PoolExists(existing, {option: tuple(pair) for option, pair in differ.items()})
     if kind == "PoolClosed":
-        raise PoolClosed(f"pool {detail!r} was shut down while it was opened")
+        raise PoolClosed(detail)
     if kind == "NotInstalled":
         raise NotInstalled(detail)
     raise DaskQueueError(f"the scheduler refused pool {name!r}: {kind}: {detail}")

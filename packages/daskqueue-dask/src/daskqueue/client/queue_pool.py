@@ -291,7 +291,7 @@ class QueuePool(TaskDoor):
         connection = self._connection
         connection.close(CancelledError())
         with contextlib.suppress(OSError, PoolClosed):
-            await self._session.ask("close", pool=connection.name)
+            await self._session.ask("close", pool=connection.name, id=connection.route.id)
             connection.left_open = False
 
     def _leave(self, *, wait: bool = True) -> None:

@@ -283,12 +283,17 @@ class DaskQueueScheduler(SchedulerPlugin):
 
     async def do_resolve(self, pool: str, id: str) -> Answer | None:
         """Where the pool's queues are; waits a little for one that has no host. None if it is over."""
-        record = self.directory.pools.get(pool)
-        return None if record is None or record.id != id else await self._up(record)
+        record = self._pool(pool, id)
+        return None if record is None else await self._up(record)
+
+    def _pool(self, name: str, id: str) -> PoolRecord | None:
+        record = self.directory.pools.get(name)
+        return None if record is None or record.id != id else record
 
     async def do_consume(
         self,
         pool: str,
+        id: str,
         consumers: str,
         spec: dict[str, Any],
         count: int | None,
@@ -296,8 +301,8 @@ class DaskQueueScheduler(SchedulerPlugin):
         early_ack: bool,
     ) -> None:
         """Start a consumer pool; an error of a worker (it cannot load the class) is an error here."""
-        if pool not in self.directory.pools:
-            raise _Refused("PoolClosed", pool)
+        if self._pool(pool, id) is None:
+            raise _Refused("PoolClosed", f"pool {pool} was shut down")
         orders = self.directory.start_consumers(pool, consumers, spec, count=count, kinds=kinds, early_ack=early_ack)
         failures = [failure for failure in await asyncio.gather(*self._orders.carry_out(orders)) if failure is not None]
         if failures:
@@ -329,11 +334,13 @@ class DaskQueueScheduler(SchedulerPlugin):
         workers, trouble = len(self.directory.staying), self.directory.trouble(pool)
         return tuple(kinds), early_ack, tuple(map(tuple, consumers)), workers, trouble
 
-    async def do_close(self, pool: str) -> None:
+    async def do_close(self, pool: str, id: str) -> None:
         """The pool is over."""
-        record = self.directory.pools.get(pool)
+        record = self._pool(pool, id)
+        if record is None:
+            return
         closing = asyncio.gather(*self._orders.carry_out(self.directory.close(pool)))
-        uuid = None if record is None else record.options.get("_uuid")
+        uuid = record.options.get("_uuid")
         if uuid is not None:
             self._closing[uuid] = closing
             closing.add_done_callback(lambda _: self._closing.get(uuid) is closing and self._closing.pop(uuid))
@@ -376,7 +383,7 @@ class DaskQueueScheduler(SchedulerPlugin):
         """The same, for a client that has just made it, or found it."""
         places = await self._up(record)
         if places is None:
-            raise _Refused("PoolClosed", record.name)
+            raise _Refused("PoolClosed", f"pool {record.name!r} was shut down while it was opened")
         return places
 
 
