@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,10 @@ def test_shut_down_late(client: Client, cluster: Any, new_client: Callable[..., 
     go_on = threading.Event()
     stalled.loop.asyncio_loop.call_soon_threadsafe(go_on.wait, LIMIT)
     QueuePool.attach(client, "late").shutdown()
-    with QueuePool(client, name="late") as another:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with QueuePool(client, name="late") as another, ThreadPoolExecutor(1) as thread:
+        ending = thread.submit(pool.shutdown, cancel_futures=True)
         go_on.set()
+        ending.result(LIMIT)
         assert QueuePool.attach(stalled, "late").stats()[0].uuid == another.stats()[0].uuid
         with pytest.raises(PoolClosed):
             ConsumerPool(stalled, pool).start()
