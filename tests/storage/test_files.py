@@ -115,6 +115,23 @@ def test_clocks_and_timers() -> None:
     assert len({files.random_bytes(8) for _ in range(9)}) == 9
 
 
+def test_a_timer_goes_on_though_what_it_calls_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """It is called again, and the log says so."""
+    done = threading.Event()
+    calls: list[int] = []
+
+    def act() -> bool:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("a glitch")
+        done.set()
+        return False
+
+    OsFiles().every(0.001, act)
+    assert done.wait(30)
+    assert "a glitch" in caplog.text
+
+
 def test_both_say_the_same_about_names(tmp_path: Path) -> None:
     """The simulated system and the real one raise the same errors."""
     for files, root in ((OsFiles(), str(tmp_path)), (SimFiles(), "")):

@@ -3,8 +3,10 @@
 import errno
 import gc
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import product
+from typing import NoReturn
 
 import pytest
 
@@ -201,6 +203,46 @@ def test_a_heartbeat_that_cannot_be_written_extends_nothing(files: SimFiles) -> 
         files.fail(files.ops + op, 5)
     files.advance(9)
     assert not lease.verify()
+
+
+def test_a_heartbeat_that_cannot_look_around_extends_nothing(files: SimFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that cannot be listed for a moment: the next heartbeat comes, and until then nothing is extended."""
+    stale = OSError(errno.ESTALE, "Stale file handle")
+    lease = acquire(files, "/q", ttl_s=9)
+    with monkeypatch.context() as context:
+        context.setattr(files, "list_dir", _raising(stale))
+        files.advance(3)
+        assert lease.heartbeat()
+    files.advance(3)
+    assert lease.verify()
+    files.advance(6)
+    assert lease.verify(), "the heartbeats go on"
+    with monkeypatch.context() as context:
+        context.setattr(files, "list_dir", _raising(stale))
+        files.advance(9)
+        assert not lease.verify()
+
+
+def test_who_was_replaced_and_cannot_see_by_whom(files: SimFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lease is over at once; it is fenced when the lock can be read."""
+    lease = acquire(files, "/q", ttl_s=10)
+    other = files.also()
+    other.living.discard(files.pid)
+    acquire(other, "/q", ttl_s=10)
+    with monkeypatch.context() as context:
+        context.setattr(files, "open", _raising(OSError(errno.EIO, "Input/output error")))
+        assert lease.heartbeat()
+        assert not lease.verify()
+    with pytest.raises(FencedError):
+        lease.retake()
+    assert not lease.heartbeat()
+
+
+def _raising(error: OSError) -> Callable[[str], NoReturn]:
+    def refuse(path: str) -> NoReturn:
+        raise error
+
+    return refuse
 
 
 def test_a_fork_may_not_write(files: SimFiles) -> None:

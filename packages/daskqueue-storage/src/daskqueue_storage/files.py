@@ -166,7 +166,10 @@ class Files(Protocol):
         ...
 
     def every(self, interval_s: float, action: Callable[[], bool]) -> Callable[[], None]:
-        """Call `action` in the background until it says False, or what is returned is called."""
+        """Call `action` in the background until it says False, or what is returned is called.
+
+        What it raises is logged, and it is called again.
+        """
         ...
 
     def soon(self, action: Callable[[], None]) -> bool:
@@ -347,8 +350,12 @@ class OsFiles:
         stop = threading.Event()
 
         def loop() -> None:
-            while not stop.wait(interval_s) and action():
-                pass
+            while not stop.wait(interval_s):
+                try:
+                    if not action():
+                        return
+                except Exception:
+                    _log.exception("what runs in the background failed; it runs again in %g s", interval_s)
 
         threading.Thread(target=loop, name="daskqueue-storage", daemon=True).start()
         return stop.set

@@ -245,9 +245,13 @@ class Lease:
             self._counter += 1
             if not self._try_write(_HELD):
                 return True  # next time, perhaps
-            if _highest(self._files, self._root) > self.epoch:
-                self._lose()
-                return False
+            try:
+                if _highest(self._files, self._root) > self.epoch:
+                    self._lose()
+                    return False
+            except OSError as problem:  # a stale handle, say: nobody knows, so nothing is extended
+                _log.warning("%s: cannot look for a lock after lock-%08x: %s", self._root, self.epoch, problem)
+                return True
             if self._files.boot_ns() < self._valid_until:
                 self._valid_until = self._until(start)
             return True
@@ -419,10 +423,10 @@ class Lease:
         return start + self._ttl_ms * 900_000
 
     def _lose(self) -> None:
+        self._valid_until = 0  # first: it is lost, also if who has it cannot be read
         highest = _highest(self._files, self._root)
         found = decode_lock(_look(self._files, self._root, highest))
         self._fenced = f"epoch {self.epoch} was replaced by {highest} of {found.holder if found else 'somebody'}"
-        self._valid_until = 0
 
     def _drop(self) -> None:
         self.alive = False
