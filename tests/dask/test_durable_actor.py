@@ -842,6 +842,23 @@ def test_close_lets_everybody_go(run: Run) -> None:
     assert over == []
 
 
+def test_close_while_a_put_is_refused(run: Run) -> None:
+    """It has not come to its place in the line yet: it is answered like those that wait there."""
+
+    async def test(actor: DurableActor) -> None:
+        await actor.put(b"a")
+        held = Held(actor, "_look", after=True)
+        put = asyncio.ensure_future(actor.admit(calls(0), producer=5, wait=LONG))
+        await held.came()
+        close = asyncio.ensure_future(actor.close())
+        await asyncio.sleep(0)
+        held.go()
+        assert await put == Full(0)
+        await close
+
+    run(test, maxsize=1)
+
+
 def test_close_waits_for_what_runs(run: Run, tmp_path: Path) -> None:
     """A put that was begun is put and answered; then the queue is closed, whoever asked for that."""
 

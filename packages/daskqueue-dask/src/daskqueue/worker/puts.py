@@ -111,7 +111,7 @@ class Puts:
                 if isinstance(answer, Full):
                     await wait_for(room, min(until - loop.time(), self._room_again_s(answer)))
         finally:
-            del self._line[place]
+            self._line.pop(place, None)  # it is not there if the queue ended before
             self.wake()
         return answer
 
