@@ -816,6 +816,24 @@ def test_a_queue_whose_sync_failed_is_over(run: Run) -> None:
     assert len(over) == 1
 
 
+def test_nobody_waits_for_ever_if_the_host_fails(run: Run) -> None:
+    """What is called when the queue is over raises: who waits is answered, and the event loop hears of it."""
+    unheard: list[Any] = []
+
+    async def test(actor: DurableActor) -> None:
+        def fail(_: Exception) -> None:
+            raise LookupError("the host")
+
+        actor._on_over = fail
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context["exception"]))
+        replace(actor)
+        with pytest.raises(FencedError):
+            await actor.stats()
+        assert [str(error) for error in unheard] == ["the host"]
+
+    run(test)
+
+
 # -- the end
 
 

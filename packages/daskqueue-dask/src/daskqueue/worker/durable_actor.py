@@ -85,8 +85,10 @@ class _Operation(Job[T]):
                 self.error = error
 
     def end(self) -> None:
-        self._actor._hear(self)
-        super().end()
+        try:
+            self._actor._hear(self)
+        finally:  # whatever that brings: its caller waits
+            super().end()
 
 
 class DurableActor(QueueActor):

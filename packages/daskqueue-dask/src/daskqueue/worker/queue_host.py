@@ -209,12 +209,12 @@ class QueueHost:
         self._closed = True
         self._departures.clear()
         drops = [self.drop(uuid, served.order.epoch) for uuid, served in self._served.items()]
-        await asyncio.gather(*drops, *self._ending)
+        await _each("a queue was not closed in order", *drops, *self._ending)
 
     async def owner_lost(self, owner: str) -> None:
         """Take back what `owner` held, in every queue."""
-        for actor in list(self.actors.values()):
-            await actor.owner_lost(owner)
+        releases = [actor.owner_lost(owner) for actor in self.actors.values()]
+        await _each(f"a queue did not take back what {owner} held, which is gone", *releases)
 
     def local(self, uuid: str) -> Callable[[str, str, int, dict[str, Any]], Awaitable[Answer]] | None:
         """The way to call a queue of this worker without a message."""
@@ -254,6 +254,13 @@ class QueueHost:
         if self.actors.get(uuid) is not actor:  # dropped while the call waited
             return (LOST,)
         return OK, value
+
+
+async def _each(trouble: str, *doing: Awaitable[object]) -> None:
+    """Await all of them: one that fails, which is logged as `trouble`, or hangs holds up no other."""
+    for outcome in await asyncio.gather(*doing, return_exceptions=True):
+        if isinstance(outcome, Exception) and not isinstance(outcome, (QueueOver, QueueMoved)):
+            logger.error("%s: %s", trouble, outcome, exc_info=outcome)
 
 
 async def _close(actor: QueueActor | None, opening: asyncio.Task[None]) -> None:
