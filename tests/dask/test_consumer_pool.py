@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures as cf
 import gc
 import logging
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -263,6 +264,19 @@ def test_executor_that_ends_with_its_worker(new_workers: Callable[..., Any]) -> 
         batch = pool.submit_many(abs, range(200))
         with ConsumerPool(client, pool, executor=make):
             assert batch.results(LIMIT) == list(range(200))
+
+
+def broken_executor() -> cf.Executor:
+    """Its threads cannot begin."""
+    return cf.ThreadPoolExecutor(1, initializer=operator.truediv, initargs=(1, 0))
+
+
+def test_a_broken_executor_fails_its_tasks(client: Client, pool: QueuePool) -> None:
+    """Those that it has when it breaks, and those that it refuses from then on."""
+    with ConsumerPool(client, pool, executor=broken_executor):
+        for _ in range(2):
+            futures = [pool.submit(abs, n) for n in range(5)]
+            assert all(isinstance(future.exception(LIMIT), cf.BrokenExecutor) for future in futures)
 
 
 # ------------------------------------------------------------------------------------------------------ batch, acks
