@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from daskqueue.worker import puts, queue_actor
-from daskqueue.worker.queue_actor import QueueActor
+from daskqueue.worker.queue_actor import ABSENT_S, QueueActor
 from daskqueue_core.batch import Batch, Keep
 from daskqueue_core.ledger import Early
 from daskqueue_core.outcomes import Cursor, Outcomes, Report
@@ -539,3 +539,16 @@ def test_a_suspect_waits_for_others_to_find_the_new_life(monkeypatch: pytest.Mon
         await actor.close()
 
     asyncio.run(test())
+
+
+def test_who_is_gone_is_forgotten() -> None:
+    """Also by a queue that nobody near asks: workers come and go for as long as a pool lives."""
+
+    async def test(actor: QueueActor) -> None:
+        for owner in ("a#1", "b#1"):
+            await actor.lease(1, owner=owner)
+        actor._asked_at["a#1"] -= ABSENT_S + 1
+        await actor.lease(1, owner="a#2")
+        assert set(actor._asked_at) == {"b#1", "a#2"}
+
+    run(test)

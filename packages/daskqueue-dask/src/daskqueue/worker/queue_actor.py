@@ -201,6 +201,8 @@ class QueueActor(QueueAdministration):
         return await self._await_grant(self._park(asked), wait)
 
     def _heard_of(self, owner: str) -> None:
+        if owner not in self._asked_at:
+            self._drop_absent()
         self._asked_at[owner] = asyncio.get_running_loop().time()
         if self._is_again and not self._alone_from:
             self._alone_from = self._wake_after(RESTART_S)
@@ -344,13 +346,16 @@ class QueueActor(QueueAdministration):
 
     def _others_serve(self, owner: str) -> bool:
         """Whether somebody else takes messages of this queue. A worker that was lost may come back in a moment."""
-        now = asyncio.get_running_loop().time()
-        if now < self._alone_from:
+        if asyncio.get_running_loop().time() < self._alone_from:
             return True
-        for other, at in list(self._asked_at.items()):
-            if at < now - ABSENT_S:
-                del self._asked_at[other]
+        self._drop_absent()
         return any(other != owner for other in self._asked_at)
+
+    def _drop_absent(self) -> None:
+        before = asyncio.get_running_loop().time() - ABSENT_S
+        for owner, at in list(self._asked_at.items()):
+            if at < before:
+                del self._asked_at[owner]
 
     def _wake_all(self) -> None:
         """Time has passed, by which somebody may be served who was not."""
