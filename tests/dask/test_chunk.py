@@ -5,8 +5,12 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import pytest
+
+from daskqueue.wire import nested
 from daskqueue.worker.chunk import Chunk, failed
 from daskqueue.worker.runners import Job, Loaded
+from daskqueue_core.errors import PoolClosed
 from daskqueue_core.outcomes import FailureReason
 
 
@@ -77,3 +81,25 @@ def test_cancel_reaches_the_jobs_it_concerns() -> None:
     failures = [(report.start + failure.index, failure.reason) for report in reports for failure in report.errors]
     assert failures == [(102, FailureReason.CANCELLED), (201, FailureReason.CANCELLED)]
     assert [(report.start, report.stop) for report in reports] == [(100, 103), (200, 202), (300, 301)]
+
+
+def test_what_tasks_submitted_cannot_be_flushed(caplog: pytest.LogCaptureFixture) -> None:
+    """Its pool was shut down, say: that is no failure of the tasks, and the other pools are flushed."""
+    flushed: list[str] = []
+
+    class Pool:
+        buffered = True
+
+        def flush_now(self) -> None:
+            self.buffered = False
+            flushed.append("tried")
+            raise PoolClosed("pool p was shut down")
+
+    pools = [Pool(), Pool()]
+    for pool in pools:
+        nested.register(pool)
+    chunk = Chunk(0, "u", 1, b"f", [(0, 2, Job(lambda: Loaded(abs, [1, 2], False), 2, name="a", is_async=False))])
+    (report,) = chunk.run()
+    assert (report.start, report.stop, report.errors) == (0, 2, ())
+    assert flushed == ["tried", "tried"]
+    assert "pool p was shut down" in caplog.text

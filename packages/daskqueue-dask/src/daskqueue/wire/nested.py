@@ -78,7 +78,10 @@ def unflushed() -> bool:
 
 
 def flush() -> None:
-    """Flush everything that tasks of this process have submitted."""
+    """Flush everything that tasks of this process have submitted. Does not raise: their own outcomes stand."""
     for flushable in list(_registered):
         if flushable.buffered:
-            flushable.flush_now()
+            try:
+                flushable.flush_now()
+            except Exception as error:  # its pool was shut down meanwhile, say
+                logger.warning("what a task submitted did not reach its queue: %s", error)
