@@ -107,16 +107,30 @@ class DaskQueueWorker(WorkerPlugin):
 
     async def _leave_in_peace(self) -> None:
         self._leaving = True
+        try:
+            for step in (self._end_consumers, self.host.close):
+                try:
+                    await step()
+                except Exception:  # whatever it is: all the rest has to be closed
+                    logger.exception("worker %s did not leave in order", self.worker.address)
+        finally:
+            self._silent.set()
+            self._left.set()
+        await apart(self.async_loop.close, 1.0)
+        await self.connections.close()
+
+    async def _end_consumers(self) -> None:
+        """As far as there is time. The queues go first."""
         end_heartbeats(self.worker)
         ending = [self._stop(actor) for actor in list(self.consumers.values())]
         left = await self._give_queues_away()
         if ending and (await asyncio.wait(ending, timeout=max(0.0, left)))[1]:
             logger.warning("worker %s: consumers still run while the worker leaves", self.worker.address)
-        self._silent.set()
-        await self.host.close()
-        self._left.set()
-        await apart(self.async_loop.close, 1.0)
-        await self.connections.close()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nothing that ends here is reported any more: it may end because this worker does."""
+        return self._left.is_set()
 
     async def _give_queues_away(self) -> float:
         """Until others have them, as far as anybody can in time; returns how much is left of that, in seconds."""
@@ -219,8 +233,14 @@ class DaskQueueWorker(WorkerPlugin):
         self._spawn(self._tell_scheduler(do="over", pool=order.pool, queue=order.uuid, epoch=order.epoch))
 
     async def _tell_scheduler(self, **message: Any) -> None:
-        with contextlib.suppress(OSError):  # a scheduler that is gone does nothing about it
-            await getattr(self.worker.scheduler, HANDLER)(**message)
+        """Until it has heard: nobody else would say so. It may hear twice."""
+        while True:
+            try:
+                await getattr(self.worker.scheduler, HANDLER)(**message)
+                return
+            except OSError:
+                if await self._silent_after(HEARTBEAT_S):
+                    return
 
     async def order_lost(self, owner: str) -> None:
         """That owner is gone."""
@@ -326,18 +346,24 @@ class DaskQueueWorker(WorkerPlugin):
 
     async def _beat(self) -> None:
         while not await self._silent_after(HEARTBEAT_S):
-            if self.worker.status != Status.running:  # Dask has paused it, or it leaves
-                for actor in self.consumers.values():
-                    actor.leave_to_others()
-            self._drop_routes()
-            here = {place.uuid for route in self.routes.values() for place in route.places}
-            for uuid in set(self.books) - here:
-                self.queue_lost(uuid)
-            for route in list(self.routes.values()):
-                for index in range(len(route)):
-                    uuid = route.places[index].uuid
-                    if self._has_news(uuid) and uuid not in self._beats:  # a host that does not answer gets no more
-                        self._spawn(self.heartbeat(route, index))
+            try:
+                self._beat_once()
+            except Exception:  # without the next ones all that runs here would be taken for lost
+                logger.exception("worker %s: a round of heartbeats failed", self.worker.address)
+
+    def _beat_once(self) -> None:
+        if self.worker.status != Status.running:  # Dask has paused it, or it leaves
+            for actor in self.consumers.values():
+                actor.leave_to_others()
+        self._drop_routes()
+        here = {place.uuid for route in self.routes.values() for place in route.places}
+        for uuid in set(self.books) - here:
+            self.queue_lost(uuid)
+        for route in list(self.routes.values()):
+            for index in range(len(route)):
+                uuid = route.places[index].uuid
+                if self._has_news(uuid) and uuid not in self._beats:  # a host that does not answer gets no more
+                    self._spawn(self.heartbeat(route, index))
 
     async def _silent_after(self, seconds: float) -> bool:
         """Nobody here cancels the heartbeats: see `_beaten`."""

@@ -1,7 +1,8 @@
 """What a consumer pool still has to tell the queues: outcomes that are due, and messages given back.
 
 A message of a lease ends in one of three ways here: reported, given back, or its queue's life is over. What a queue
-did not answer is said again after `AGAIN_S`, for ever: its lease lives as long as this worker. Event loop only.
+did not answer is said again after `AGAIN_S`, for ever: its lease lives as long as this worker. What ends after this
+worker has left is not reported: our own closing may have ended it, and its leases go back. Event loop only.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Reporter:
 
     def add(self, index: int, uuid: str, lease: int, reports: list[Report]) -> None:
         """These are due."""
-        if reports:
+        if reports and not self._node.has_left:
             self._due.setdefault(index, []).append((uuid, lease, reports))
 
     def take(self, index: int, uuid: str) -> Due:
