@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from daskqueue.wire.apart import apart
+from daskqueue.wire.apart import apart, threads_take_work
 
 
 def divide(a: int, *, by: int) -> tuple[float, threading.Thread]:
@@ -30,7 +30,9 @@ def test_here_when_threads_take_no_more_work() -> None:
     """As when the interpreter is about to end."""
 
     async def main() -> None:
+        assert threads_take_work()
         await asyncio.get_running_loop().shutdown_default_executor()
+        assert not threads_take_work()
         value, thread = await apart(divide, 3, by=2)
         assert value == 1.5
         assert thread is threading.current_thread()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from distributed.core import Status
 from daskqueue import ConsumerPool, QueuePool
 from daskqueue.client.install import install
 from daskqueue.wire.operations import ERROR, HANDLER
+from daskqueue.worker import consumer_actor
 from daskqueue.worker import plugin as plugin_module
 from daskqueue.worker.plugin import DaskQueueWorker
 from daskqueue_storage.errors import StorageError
@@ -163,6 +165,30 @@ def test_a_coroutine_is_waited_for(monkeypatch: pytest.MonkeyPatch, oracle: Any,
             assert await asyncio.gather(*futures) == [0, -1]
             await closing
             assert oracle.counts() == {"0": 1, "1": 1}
+
+    asyncio.run(asyncio.wait_for(test(), LIMIT))
+
+
+def test_what_cannot_begin_as_the_process_ends_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executors take nothing any more, long before Dask closes the worker: nothing more is leased there."""
+    monkeypatch.setattr(consumer_actor, "threads_take_work", lambda: False)
+
+    def make() -> Executor:
+        executor = ThreadPoolExecutor(1)
+        executor.shutdown()
+        return executor
+
+    async def test() -> None:
+        async with cluster(1) as (client, (plugin,)):
+            pool = await QueuePool(client)
+            await ConsumerPool(client, pool, executor=make).start()
+            (actor,) = plugin.consumers.values()
+            futures = [pool.submit(abs, n) for n in range(9)]
+            (queue,) = plugin.host.actors.values()
+            await until(lambda: actor.is_stopping)
+            await actor.stop()
+            await until(lambda: queue.queue.stats().ready == 9)
+            assert not any(future.done() for future in futures)
 
     asyncio.run(asyncio.wait_for(test(), LIMIT))
 

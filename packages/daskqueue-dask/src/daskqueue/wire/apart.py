@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-__all__ = ["apart"]
+__all__ = ["apart", "threads_take_work"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,3 +25,12 @@ async def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     except RuntimeError:  # it, or the interpreter, takes no more work
         return call()
     return await running
+
+
+def threads_take_work() -> bool:
+    """Whether they do, which says that the interpreter is not about to end."""
+    try:
+        asyncio.get_running_loop().run_in_executor(None, bool)
+    except RuntimeError:
+        return False
+    return True

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed.core import Status
 
 from daskqueue.consumers import DummyConsumer
+from daskqueue.wire.apart import threads_take_work
 from daskqueue.wire.compat import coroutine_context, task_context
 from daskqueue.wire.link import Route
 from daskqueue.worker.block_cache import BlockCache
@@ -218,19 +219,25 @@ class ConsumerActor:
     def _run(self, chunk: Chunk) -> None:
         """Begin a chunk that has a slot, on the private loop or in a thread that goes on with what waits then."""
         self._begun(chunk)
-        if chunk.is_async:
-            running = asyncio.wrap_future(self._node.async_loop.submit(chunk.run_async()))
-            running.add_done_callback(partial(self._ran_async, chunk))
-            self._tasks.add(running)
-        else:  # not `run_in_executor`, which would wake the event loop a second time
-            try:
+        try:
+            if chunk.is_async:
+                running = asyncio.wrap_future(self._node.async_loop.submit(chunk.run_async()))
+                running.add_done_callback(partial(self._ran_async, chunk))
+                self._tasks.add(running)
+            else:  # not `run_in_executor`, which would wake the event loop a second time
                 thread = self._executor.executor.submit(self._work, chunk)
-            except Exception as error:  # whoever it belongs to has shut it down
-                if self._node.worker.status not in (Status.running, Status.paused):
-                    self._spawn_release(chunk)  # Dask has: others run it
-                self._loop.call_soon(self._ran, chunk, chunk.fail(error))
-            else:
                 thread.add_done_callback(partial(self._worked, chunk))
+        except Exception as error:
+            self._refused(chunk, error)
+
+    def _refused(self, chunk: Chunk, error: Exception) -> None:
+        """Its executor is broken, or whoever it belongs to has shut it down: its tasks fail with that.
+
+        If all here is about to end, the worker or the interpreter, they are given back.
+        """
+        if self._node.worker.status not in (Status.running, Status.paused) or not threads_take_work():
+            self.stop()
+        self._loop.call_soon(self._ran, chunk, chunk.fail(error))
 
     def _begun(self, chunk: Chunk) -> None:
         """Watch a chunk that runs."""
