@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def failing(error: Exception) -> Any:
 
 def test_an_owner_is_lost_and_a_queue_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """One fails, one hangs: the third hears of it. The log names the failure."""
+    caplog.set_level(logging.WARNING)
 
     async def test() -> None:
         host = await serving()
@@ -57,6 +59,7 @@ def test_an_owner_is_lost_and_a_queue_is_over(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who opens it next is told of the owner: nothing to log."""
+    caplog.set_level(logging.WARNING)
 
     async def test() -> None:
         host = await serving()
@@ -71,6 +74,7 @@ def test_an_owner_is_lost_and_a_queue_is_over(
 
 def test_close_and_a_queue_that_cannot(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The others are closed when it returns, also one that takes longer."""
+    caplog.set_level(logging.WARNING)
     closed: list[str] = []
 
     async def test() -> None:

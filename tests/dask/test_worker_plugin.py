@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from types import SimpleNamespace
@@ -197,6 +198,7 @@ def test_what_cannot_begin_as_the_process_ends_has_not_failed(monkeypatch: pytes
 @pytest.mark.parametrize("what", ["consumers", "host"])
 def test_a_closing_in_which_something_fails(what: str, caplog: pytest.LogCaptureFixture) -> None:
     """The rest is closed nevertheless, and who waits for the farewell hears it."""
+    caplog.set_level(logging.WARNING)
 
     async def fail() -> None:
         raise LookupError("a glitch")
@@ -233,6 +235,7 @@ def failing_once(function: Callable[..., Any], error: Exception, calls: list[obj
 
 def test_heartbeats_go_on_though_one_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Else the queues would take back what runs here."""
+    caplog.set_level(logging.WARNING)
     monkeypatch.setattr(plugin_module, "HEARTBEAT_S", 0.001)
     calls: list[object] = []
 
