@@ -70,6 +70,13 @@ def test_fail_leaves_out_what_was_given_back() -> None:
     assert pickle.dumps(chunk.fail(None))
 
 
+def test_fail_of_what_nothing_is_to_be_done_with() -> None:
+    """That is done, whatever becomes of the rest."""
+    job = Job(lambda: Loaded(abs, range(2), False), 2, name="task", is_async=False)
+    reports = Chunk(0, "u", 1, b"f", [(0, 3, None), (3, 2, job)]).fail(ValueError("no"))
+    assert [(report.start, report.stop, len(report.errors)) for report in reports] == [(0, 3, 0), (3, 5, 2)]
+
+
 def test_cancel_reaches_the_jobs_it_concerns() -> None:
     """Messages of the queue become positions of a job; those that have not begun are reported as cancelled."""
     ran: list[int] = []

@@ -10,6 +10,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -264,6 +265,21 @@ def test_executor_that_ends_with_its_worker(new_workers: Callable[..., Any]) -> 
         batch = pool.submit_many(abs, range(200))
         with ConsumerPool(client, pool, executor=make):
             assert batch.results(LIMIT) == list(range(200))
+
+
+def test_no_more_threads_for_the_moment(client: Client, pool: QueuePool) -> None:
+    """What waits in the executor's queue is run by the threads that it has: nothing fails."""
+
+    class Short(cf.ThreadPoolExecutor):
+        def _adjust_thread_count(self) -> None:
+            if self._threads:
+                raise RuntimeError("can't start new thread")
+            super()._adjust_thread_count()  # type: ignore[misc]
+
+    with ConsumerPool(client, pool, executor=partial(Short, 4), concurrency=4):
+        assert [future.result(LIMIT) for future in [pool.submit(abs, -n) for n in range(50)]] == list(range(50))
+        assert [future.result(LIMIT) for future in [pool.submit(pow, n, 2) for n in range(9)]][-1] == 64
+    assert pool.stats()[0].failed == 0
 
 
 def broken_executor() -> cf.Executor:

@@ -137,3 +137,49 @@ def test_a_client_that_joins_ends_it_for_nobody(
     ConsumerPool(client, pool).start()
     assert future.result(LIMIT) == 1
     pool.shutdown()
+
+
+@pytest.mark.parametrize("name", [None, "another"])
+def test_a_durable_pool_opened_again_at_once(
+    new_cluster: Callable[..., Any],
+    tmp_path: Path,
+    oracle: Any,
+    gate: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[..., Any],
+    name: str | None,
+) -> None:
+    """Before the workers have forgotten it, under the same name or another: what runs then runs once."""
+    from daskqueue.worker.plugin import DaskQueueWorker
+
+    honest, beats, go_on = DaskQueueWorker._beat_once, [0], threading.Event()
+
+    def beat(plugin: DaskQueueWorker) -> None:
+        if go_on.is_set():  # till then nothing is forgotten
+            honest(plugin)
+            beats[0] += 1
+
+    monkeypatch.setattr(DaskQueueWorker, "_beat_once", beat)
+
+    def task(n: int) -> int:
+        oracle.mark(n)
+        return int(gate(n))
+
+    options: dict[str, Any] = {"durability": "durable", "dirpath": str(tmp_path / "pool")}
+    _, client = new_cluster(n_workers=1, threads_per_worker=2, processes=False)
+    with QueuePool(client, **options) as pool:
+        ConsumerPool(client, pool).start()
+        assert pool.submit(abs, -1).result(LIMIT) == 1
+    with QueuePool(client, name=name, **options) as pool:
+        ConsumerPool(client, pool, concurrency=8).start()
+        futures = [pool.submit(task, n) for n in range(2)]
+        eventually(lambda: gate.count("came") == 2)
+        go_on.set()
+        eventually(lambda: beats[0] >= 2)
+        futures.append(pool.submit(task, 2))
+        eventually(lambda: gate.count("came") == 3)
+        before = beats[0]
+        eventually(lambda: beats[0] >= before + 3)
+        gate.open()
+        assert [future.result(LIMIT) for future in futures] == [0, 1, 2]
+    assert oracle.counts() == {"0": 1, "1": 1, "2": 1}

@@ -188,7 +188,8 @@ class DaskQueueScheduler(SchedulerPlugin):
         if differ:
             raise _Refused("PoolExists", (name, differ))
         if record is None:
-            id = uuid.uuid4().hex
+            # A durable pool that was shut down is the same one when it comes again.
+            id = options.get("_uuid") or uuid.uuid4().hex
             orders = self.directory.open(name, options, n_queues, client=client, owned=owned, uuids=uuids, id=id)
             record = self.directory.pools[name]
             self._orders.carry_out(orders)

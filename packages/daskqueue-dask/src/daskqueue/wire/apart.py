@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-__all__ = ["apart", "threads_take_work"]
+__all__ = ["apart", "is_short_of_threads", "threads_take_work"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -31,6 +31,11 @@ def threads_take_work() -> bool:
     """Whether they do, which says that the interpreter is not about to end."""
     try:
         asyncio.get_running_loop().run_in_executor(None, bool)
-    except RuntimeError:
-        return False
+    except RuntimeError as error:
+        return is_short_of_threads(error)
     return True
+
+
+def is_short_of_threads(error: Exception) -> bool:
+    """Whether the system gave an executor no more threads, for the moment. What it was given waits in its queue."""
+    return isinstance(error, RuntimeError) and "start new thread" in str(error)

@@ -141,10 +141,17 @@ class Chunk:
                 job.cancel([(lo - start, hi - start) for lo, hi in mine])
 
     def fail(self, error: BaseException | None) -> list[Report]:
-        """What to report if running it failed as a whole: every message that was not given back, with that error."""
+        """What to report if running it failed as a whole: every message that was not given back, with that error.
+
+        But for those with which nothing is to be done.
+        """
         error = error if error is not None else RuntimeError("the chunk ended without a result")
-        left = [(start, count - self._taken.get(at, 0)) for at, (start, count, _) in enumerate(self._shares)]
-        return [failed(start, count, error) for start, count in left if count]
+        reports: list[Report] = []
+        for at, (start, count, job) in enumerate(self._shares):
+            left = count - self._taken.get(at, 0)
+            if left:
+                reports.append(Report(start, start + left) if job is None else failed(start, left, error))
+        return reports
 
 
 def failed(start: int, count: int, error: BaseException) -> Report:

@@ -12,6 +12,7 @@ What runs and waits is in `Slots`, requests in `Leasing`, what is still to be sa
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed.core import Status
 
 from daskqueue.consumers import DummyConsumer
-from daskqueue.wire.apart import threads_take_work
+from daskqueue.wire.apart import is_short_of_threads, threads_take_work
 from daskqueue.wire.compat import coroutine_context, task_context
 from daskqueue.wire.link import Route
 from daskqueue.worker.block_cache import BlockCache
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsumerActor"]
 
+logger = logging.getLogger(__name__)
+
 POLL_S: Final = 20.0
 PAUSED_S: Final = 0.1
 OVERSTAY_LONGEST_S: Final = 5.0
@@ -64,7 +67,7 @@ class ConsumerActor:
         self.route = route
         self._spec = spec
         self._slots = Slots()
-        self._reporter = Reporter(node, route, node.queue_lost)
+        self._reporter = Reporter(node, route)
         self._leasing = Leasing(node, route, self, self._slots, self._reporter, once=spec["early_ack"])
         self._tasks: set[asyncio.Future[Any]] = set()
         self._out: set[Chunk] = set()  # begun, and their reports not handed in: a thread ends before it says so
@@ -228,7 +231,12 @@ class ConsumerActor:
                 thread = self._executor.executor.submit(self._work, chunk)
                 thread.add_done_callback(partial(self._worked, chunk))
         except Exception as error:
-            self._refused(chunk, error)
+            if is_short_of_threads(
+                error
+            ):  # it is in the executor's queue all the same, and goes back if it stays there
+                logger.warning("worker %s: %s", self._node.worker.address, error)
+            else:
+                self._refused(chunk, error)
 
     def _refused(self, chunk: Chunk, error: Exception) -> None:
         """Its executor is broken, or whoever it belongs to has shut it down: its tasks fail with that.

@@ -226,7 +226,7 @@ class Leasing:
             self._give_up(ask)
             raise
         except GONE as gone:
-            node.queue_lost(uuid)
+            node.queue_lost(uuid, self._route)
             again = isinstance(gone, QueueReplaced)
             if not again:
                 self._actor.is_stopping = True

@@ -255,7 +255,7 @@ class DaskQueueWorker(WorkerPlugin):
         if actor is None:
             if not count or consumers in self._stopped or self._leaving:
                 return None
-            route = self.routes.setdefault(id, Route(pool, [Place(*place) for place in places], id))
+            route = self._route(pool, id, places)
             actor = self.consumers[consumers] = ConsumerActor(self, route, consumers, spec)
             if actor.end.is_near:
                 self.leave(actor)
@@ -268,6 +268,13 @@ class DaskQueueWorker(WorkerPlugin):
             what = f"pool {pool}: the consumers ({actor.user.name}) did not start"
             raise RuntimeError(f"{what}: {type(error).__name__}: {error}") from error
         return actor.end.time_left
+
+    def _route(self, pool: str, id: str, places: Any) -> Route:
+        """One for all consumers of a pool; another if a durable one was opened again under another name."""
+        route = self.routes.get(id)
+        if route is None or route.pool != pool:
+            route = self.routes[id] = Route(pool, [Place(*place) for place in places], id)
+        return route
 
     async def order_stop(self, consumers: str, drain: bool) -> None:
         """That consumer pool is over here. With `drain`, answered when what runs has ended and is reported."""
@@ -307,8 +314,17 @@ class DaskQueueWorker(WorkerPlugin):
             book = self.books[uuid] = LeaseBook(self.numbers)
         return book
 
-    def queue_lost(self, uuid: str) -> None:
-        """That life of a queue is over; whoever finds out says so here."""
+    def route_of(self, route: Route) -> Route:
+        """The one by which its pool is reached now."""
+        return self.routes.get(route.id, route)
+
+    def queue_lost(self, uuid: str, route: Route | None = None) -> None:
+        """That life of a queue is over; whoever finds out says so here, and by which `route` it asked.
+
+        A durable queue whose pool ended may be that of another route, by which it is reached.
+        """
+        if route is not None and self.route_of(route) is not route:
+            return
         book = self.books.pop(uuid, None)
         if book is not None:
             book.queue_lost()
@@ -330,7 +346,7 @@ class DaskQueueWorker(WorkerPlugin):
                 for consumers in self.consumers.values():
                     consumers.cancel(uuid, lease, runs)
         except (QueueReplaced, PoolGone):
-            self.queue_lost(uuid)
+            self.queue_lost(uuid, route)
         except (QueueUnavailable, SchedulerGone):
             pass  # whoever leases there finds out
         except RemoteFailure as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from daskqueue.wire.link import PoolGone, QueueReplaced, Route, SchedulerGone
@@ -33,12 +33,11 @@ Due = list[tuple[int, list[Report]]]
 
 
 class Reporter:
-    """Reports and releases of one consumer pool. `lost` hears of a queue whose life is over."""
+    """Reports and releases of one consumer pool."""
 
-    def __init__(self, node: DaskQueueWorker, route: Route, lost: Callable[[str], None]) -> None:
+    def __init__(self, node: DaskQueueWorker, route: Route) -> None:
         self._node = node
         self._route = route
-        self._lost = lost
         self._due: dict[int, list[tuple[str, int, list[Report]]]] = {}  # queue index -> (uuid, lease, reports)
 
     def __bool__(self) -> bool:
@@ -85,8 +84,12 @@ class Reporter:
         while True:
             try:
                 await self._node.link.call(self._route, index, op, uuid=uuid, **arguments)
-            except GONE:
-                self._lost(uuid)
+            except GONE as gone:
+                now = self._node.route_of(self._route)
+                if isinstance(gone, PoolGone) and now is not self._route:
+                    self._route = now  # a durable pool was opened again under another name
+                    continue
+                self._node.queue_lost(uuid, self._route)
                 return False
             except Exception as error:  # unsaid, its messages would never end: this worker lives, and so do its leases
                 self.warn(op, index, error)
