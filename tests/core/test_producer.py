@@ -3,6 +3,8 @@
 from itertools import count
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from daskqueue_core.batch import Batch, Keep, lengths_column
 from daskqueue_core.outcomes import Outcome, Outcomes
@@ -470,6 +472,52 @@ def test_a_refusal_that_is_not_news(stream: ProducerStream) -> None:
     stream.queue_lost("life-1", resubmit=True)
     assert stream.refused(done) == stream.refused(old) == []
     assert said_again(stream) == [(0, 1), (1, 2)]
+
+
+def test_no_put_is_refused_before_one_that_has_no_answer(stream: ProducerStream) -> None:
+    """That one may be in the queue, or be tried again: nothing changes."""
+    known(stream)
+    for n in range(3):
+        stream.offer(calls(n, priority=n), n)
+    first, second, third = put_all(stream)
+    assert [stream.is_first(request) for request in (first, second, third)] == [True, False, False]
+    with pytest.raises(ValueError, match=r"put 2 into queue life-0 cannot be refused before put 1 is answered"):
+        stream.refused(second)
+    assert all(map(stream.awaits, (first, second, third)))
+    stream.accepted(first)
+    assert not stream.is_first(first)
+    assert stream.refused(second) == [LostBatch(1, 0, ((0, 1),), 0)]
+    assert firsts(put(stream)) == [2]
+
+
+@given(st.lists(st.sampled_from(["offer", "accept", "refuse", "overtake", "unknown"]), max_size=60), st.data())
+def test_what_is_refused_is_lost_once_and_nothing_else(steps: list[str], data: st.DataObject) -> None:
+    """In whatever order answers come: each batch is accepted or lost, and those accepted are in order."""
+    stream = new_stream(window=4)
+    sent: list[PutRequest] = []
+    accepted: list[int] = []
+    lost: list[int] = []
+    offered = 0
+    for step in [*steps, *["accept"] * len(steps)]:
+        sent = [request for request in sent if stream.awaits(request)] + put_all(stream)
+        if step == "offer":
+            stream.offer(calls(offered, priority=offered), offered)
+            offered += 1
+        elif not sent:
+            continue
+        elif step == "refuse":
+            lost += [batch.sink for batch in stream.refused(sent[0])]
+        elif step == "unknown":
+            assert stream.unknown(sent[0])
+        elif step == "accept":
+            accepted += firsts(sent[0])
+            assert stream.accepted(sent[0])
+        elif len(sent) > 1:
+            with pytest.raises(ValueError, match="cannot be refused before"):
+                stream.refused(data.draw(st.sampled_from(sent[1:])))
+    assert stream.idle
+    assert accepted == sorted(accepted)
+    assert sorted(accepted + lost) == list(range(offered))
 
 
 # -- what is taken back

@@ -215,6 +215,13 @@ class ProducerStream:
         """Whether `put` is unanswered. False: what it brings was put otherwise, or refused, or lost."""
         return put.producer == self._producer and put.number in self._unanswered
 
+    def is_first(self, put: PutRequest) -> bool:
+        """Whether nothing is unanswered that was put before `put`: what the queue says of it is about itself.
+
+        A queue refuses a put also because one before it was, which may still be tried again.
+        """
+        return self.awaits(put) and put.number == min(self._unanswered)
+
     def accepted(self, put: PutRequest) -> bool:
         """`put` was admitted. False: it belongs to a life of the queue that is over."""
         if put.producer != self._producer or self._unanswered.pop(put.number, None) is None:
@@ -237,16 +244,18 @@ class ProducerStream:
     def refused(self, put: PutRequest) -> list[LostBatch]:
         """The queue is full and `put` is not to wait. Returns what that refuses; what came after it is put again.
 
-        Its number stays free; what is under way after it would wait for that for ever, so all get a new id.
+        Its number stays free; what is under way after it would wait for that for ever, so all get a new id. What came
+        before it may have been admitted under the old one: ValueError if that is not known (`is_first`).
         """
         if not self.awaits(put):
             return []
-        later = [
-            batch
-            for number in sorted(self._unanswered)
-            if number > put.number
-            for batch in self._unanswered[number].batches
-        ]
+        if not self.is_first(put):
+            before = min(self._unanswered)
+            raise ValueError(
+                f"put {put.number} into queue {self.uuid} cannot be refused before put {before} is answered"
+            )
+        del self._unanswered[put.number]
+        later = [batch for number in sorted(self._unanswered) for batch in self._unanswered[number].batches]
         lost = [self._drop(batch) for batch in put.batches]
         self._fresh_id()
         self._offer_first(later)

@@ -245,6 +245,8 @@ class Submitter:
     async def _put_until_answered(self, index: int, uuid: str, put: PutRequest) -> None:
         stream, trials = self._streams[index], Trials(f"a put into queue {index} of pool {self._route.pool}")
         while stream.awaits(put):  # else it was refused with one before it
+            first = stream.is_first(put)
+            refusal: Exception | None = None
             try:
                 answer, outcomes = await self._admit(index, uuid, put, first=not trials.failed)
             except QueueReplaced:
@@ -254,23 +256,32 @@ class Submitter:
                 raise
             except Exception as error:
                 if isinstance(error, RemoteFailure) and error.kind == DiskFullError.__name__:
-                    if not self._wait_for_room_s:
-                        self._refuse(index, put, storage_error(error.kind, str(error), ""))
-                        return
-                    logger.warning("%s: it is put again until there is room", error)
-                    await asyncio.sleep(DISK_AGAIN_S)
+                    if self._wait_for_room_s:
+                        logger.warning("%s: it is put again until there is room", error)
+                        await asyncio.sleep(DISK_AGAIN_S)
+                    else:
+                        refusal = storage_error(error.kind, str(error), "")
                 elif not await trials.again(error):
-                    self._refuse(index, put, error)
+                    refusal = error
+            else:
+                if not isinstance(answer, (Full, Early)):
+                    self._answered(index, put, answer, outcomes)
                     return
-                continue
-            if isinstance(answer, Full):
-                if not self._wait_for_room_s:
-                    self._refuse(index, put, QueueFull(f"queue {index} of pool {self._route.pool!r} is full"))
+                if isinstance(answer, Full):
+                    if self._wait_for_room_s:
+                        await asyncio.sleep(FULL_AGAIN_S)
+                    else:
+                        refusal = QueueFull(f"queue {index} of pool {self._route.pool!r} is full")
+            if refusal is not None:
+                if first:
+                    self._refuse(index, put, refusal)
                     return
-                await asyncio.sleep(FULL_AGAIN_S)
-            elif not isinstance(answer, Early):
-                self._answered(index, put, answer, outcomes)
-                return
+                await self._await_first(stream, put)  # perhaps it was refused only for one before it
+
+    async def _await_first(self, stream: ProducerStream, put: PutRequest) -> None:
+        """Wait until the puts before `put` are answered, or it is put otherwise."""
+        while self._error is None and stream.awaits(put) and not stream.is_first(put):
+            await self.answered()
 
     def _answered(self, index: int, put: PutRequest, answer: PutAnswer, outcomes: Outcomes | None) -> None:
         stream = self._streams[index]
