@@ -183,7 +183,7 @@ def test_tags(client: Client, idle: QueuePool, new_workers: Callable[..., Any]) 
 
 def test_shutdown_does_not_wait_for_what_nobody_serves(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tags that no consumer has; what they serve is done first."""
-    monkeypatch.setattr("daskqueue.client.pool_connection.SERVED_S", 0.1)
+    monkeypatch.setattr("daskqueue.client.finishing.LOOK_S", 0.1)
     pool = QueuePool(client)
     ConsumerPool(client, pool).start()
     nobody = pool.options(tags=["nobody"]).submit(abs, 1)

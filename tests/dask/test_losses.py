@@ -142,7 +142,7 @@ def test_host_killed_while_the_pool_shuts_down(
     new_workers: Callable[..., Any], victims: Any, eventually: Callable[..., Any], monkeypatch: Any
 ) -> None:
     """It still waits for its work: a new life of the queue, into which nothing was put again yet, has nothing to do."""
-    monkeypatch.setattr("daskqueue.client.pool_connection.SERVED_S", 0.0)
+    monkeypatch.setattr("daskqueue.client.finishing.LOOK_S", 0.0)
     client = new_workers(3).client
     pool = started(client)
     victim = victims(client)

@@ -16,7 +16,7 @@ from daskqueue.client.checkup import Checkup
 from daskqueue.client.collector import Collector
 from daskqueue.client.finding import Finder
 from daskqueue.client.futures import Sink, TaskFuture
-from daskqueue.client.health import Served, only_unserved_left
+from daskqueue.client.health import Served
 from daskqueue.client.item_door import put_now
 from daskqueue.client.memory import Memory
 from daskqueue.client.naming import Named, parse_key, queue_of
@@ -47,7 +47,6 @@ ANSWER_S: Final = 5.0  # what a host may take to answer a put that does not wait
 GRACE_S: Final = 0.25  # beyond a caller's timeout, for the answer that there was no room
 ASK_AGAIN_S: Final = 0.25
 ASKED_ONCE_S: Final = 1.0  # what all queues may take to answer a join that waits for nothing
-SERVED_S: Final = 1.0
 
 
 class PoolConnection:
@@ -335,27 +334,6 @@ class PoolConnection:
                 "the last join were not done and cannot be put again"
             )
         return True
-
-    async def join_served(self, kinds: Collection[int]) -> None:
-        """As `join`, but what no consumer takes does not keep it waiting: work with tags that nobody has.
-
-        Two looks must agree: into the new life of a queue that was lost, its clients still put what that had.
-        """
-        joining = asyncio.ensure_future(self._join(kinds))
-        joining.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody asks for it any more
-        before: object = None
-        try:
-            while not (await asyncio.wait([joining], timeout=SERVED_S))[0]:
-                queues, served = await self.stats(), await self.served()
-                now = [(queue.uuid, queue.puts, queue.finished) for queue in queues]
-                # where more outcomes are awaited than tasks left, some are on their way here
-                awaited = sum(stream.awaited for stream in self.streams) - sum(queue.unfinished for queue in queues)
-                if now == before and awaited <= 0 and only_unserved_left(queues, served):
-                    return
-                before = now
-            joining.result()
-        finally:
-            joining.cancel()
 
     async def stats(self) -> list[QueueStats]:
         """What each queue says of itself."""

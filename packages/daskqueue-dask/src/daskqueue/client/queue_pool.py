@@ -19,6 +19,7 @@ from distributed import Client
 
 from daskqueue.client.administration import check_state
 from daskqueue.client.dead_tasks import dead_tasks
+from daskqueue.client.finishing import join_served, served_at_last
 from daskqueue.client.naming import check_keys
 from daskqueue.client.opening import attach_pool, open_pool
 from daskqueue.client.options import Durability, check_count, pool_options
@@ -281,11 +282,10 @@ class QueuePool(TaskDoor):
         if not wait:
             return
         with contextlib.suppress(DaskQueueError, OSError):
-            served = await connection.served()
-            if served.kinds and cancel_futures:
+            if not cancel_futures:
+                await join_served(connection)
+            elif (await served_at_last(connection)).kinds:
                 await connection.collector.wait_quiet()
-            elif served.kinds:
-                await connection.join_served(served.kinds)
 
     async def _close(self) -> None:
         connection = self._connection
