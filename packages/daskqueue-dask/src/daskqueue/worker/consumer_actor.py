@@ -231,9 +231,7 @@ class ConsumerActor:
                 thread = self._executor.executor.submit(self._work, chunk)
                 thread.add_done_callback(partial(self._worked, chunk))
         except Exception as error:
-            if is_short_of_threads(
-                error
-            ):  # it is in the executor's queue all the same, and goes back if it stays there
+            if is_short_of_threads(error):  # it waits in the executor's queue, and goes back if it stays there
                 logger.warning("worker %s: %s", self._node.worker.address, error)
             else:
                 self._refused(chunk, error)
